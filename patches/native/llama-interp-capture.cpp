@@ -1,0 +1,427 @@
+// captures: copies inside the graph, gathered after each ubatch
+
+#include "llama-interp-impl.h"
+
+#include "llama-batch.h"
+#include "llama-context.h"
+#include "llama-hparams.h"
+#include "llama-kv-cache.h"
+#include "llama-kv-cache-iswa.h"
+#include "llama-memory-hybrid.h"
+#include "llama-memory-hybrid-iswa.h"
+#include "llama-model.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+//
+// build
+//
+
+static void add_part(llama_interp * interp, llama_interp_capture & capture, ggml_tensor * t, int32_t head, bool outputs_only) {
+    ggml_set_output(t);
+    ggml_build_forward_expand(interp->build->gctx.gf, t);
+
+    capture.parts.push_back({ t, head, outputs_only });
+}
+
+void llama_interp_capture_attn_add(llama_interp * interp, llama_interp_capture & capture, ggml_tensor * t, int32_t head, bool outputs_only) {
+    add_part(interp, capture, t, head, outputs_only);
+}
+
+// scores on the main path: [n_kv, n_query, n_head]
+static void build_attn(llama_interp * interp, llama_interp_capture & capture, ggml_tensor * cur) {
+    auto * ctx0 = interp->build->gctx.ctx0;
+
+    ggml_tensor * ids = nullptr;
+    if (!capture.ranges.empty()) {
+        ids = llama_interp_build_row_ids(interp, capture.ranges, false);
+        if (!ids) {
+            return;
+        }
+    }
+
+    std::vector<int32_t> heads = capture.heads;
+    if (heads.empty() && ids) {
+        // get_rows wants its indices for each head
+        for (int32_t h = 0; h < cur->ne[2]; ++h) {
+            heads.push_back(h);
+        }
+    }
+    if (heads.empty()) {
+        add_part(interp, capture, ggml_cont(ctx0, cur), -1, false);
+        return;
+    }
+    if (!llama_interp_build_room(interp, 4*heads.size())) {
+        return;
+    }
+    for (const int32_t head : heads) {
+        if (head < 0 || head >= cur->ne[2]) {
+            interp->fail("head " + std::to_string(head) + " at " + capture.target.str() + ": the layer has " + std::to_string(cur->ne[2]) + " heads");
+            return;
+        }
+        ggml_tensor * t = ggml_view_3d(ctx0, cur, cur->ne[0], cur->ne[1], 1, cur->nb[1], cur->nb[2], head*cur->nb[2]);
+        t = ids ? ggml_get_rows(ctx0, t, ids) : ggml_cont(ctx0, t);
+        add_part(interp, capture, t, head, false);
+    }
+}
+
+void llama_interp_capture_build(llama_interp * interp, llama_interp_capture & capture, ggml_tensor * cur) {
+    const auto & gctx = interp->build->gctx;
+
+    if (!llama_interp_build_room(interp, 8)) {
+        return;
+    }
+    llama_interp_build_scope scope(*interp->build);
+
+    auto * ctx0 = gctx.ctx0;
+
+    if (cur->type == GGML_TYPE_F16 || cur->type == GGML_TYPE_BF16) {
+        cur = ggml_cast(ctx0, cur, GGML_TYPE_F32);
+    }
+    if (cur->type != GGML_TYPE_F32 && cur->type != GGML_TYPE_I32) {
+        interp->fail(capture.target.str() + " has type " + ggml_type_name(cur->type) + ", which cannot be read");
+        return;
+    }
+    if (capture.kind == LLAMA_INTERP_CAPTURE_ATTN) {
+        build_attn(interp, capture, cur);
+        return;
+    }
+
+    const int32_t axis = capture.rows_axis;
+
+    const int64_t n_rows       = axis >= 0 ? cur->ne[axis] : 1;
+    const bool    outputs_only = n_rows != gctx.n_tokens && n_rows == gctx.n_outputs;
+
+    if (capture.ranges.empty()) {
+        add_part(interp, capture, ggml_cont(ctx0, cur), -1, outputs_only);
+        return;
+    }
+
+    int64_t n_above = 1;
+    int64_t n_below = 1;
+    for (int d = 0; d < 4; ++d) {
+        n_below *= d < axis ? cur->ne[d] : 1;
+        n_above *= d > axis ? cur->ne[d] : 1;
+    }
+    if (axis < 1 || n_above != 1) {
+        interp->fail("positions cannot be chosen at " + capture.target.str() + ": its rows are not tokens");
+        return;
+    }
+
+    ggml_tensor * ids = llama_interp_build_row_ids(interp, capture.ranges, outputs_only);
+    if (!ids) {
+        return;
+    }
+
+    ggml_tensor * t = ggml_get_rows(ctx0, ggml_cont_2d(ctx0, cur, n_below, n_rows), ids);
+    if (axis == 2) {
+        t = ggml_reshape_3d(ctx0, t, cur->ne[0], cur->ne[1], ids->ne[0]);
+    } else if (axis == 3) {
+        t = ggml_reshape_4d(ctx0, t, cur->ne[0], cur->ne[1], cur->ne[2], ids->ne[0]);
+    }
+    add_part(interp, capture, t, -1, outputs_only);
+}
+
+//
+// gather
+//
+
+// the cells of the KV cache that hold a layer, or null for a model without one
+static const llama_kv_cache * find_cache(llama_memory_i * memory, bool is_swa) {
+    if (auto * kv = dynamic_cast<llama_kv_cache *>(memory)) {
+        return kv;
+    }
+    if (auto * kv = dynamic_cast<llama_kv_cache_iswa *>(memory)) {
+        return is_swa ? kv->get_swa() : kv->get_base();
+    }
+    if (auto * kv = dynamic_cast<llama_memory_hybrid *>(memory)) {
+        return kv->get_mem_attn();
+    }
+    if (auto * kv = dynamic_cast<llama_memory_hybrid_iswa *>(memory)) {
+        return is_swa ? kv->get_mem_attn()->get_swa() : kv->get_mem_attn()->get_base();
+    }
+    return nullptr;
+}
+
+using cells_t = std::map<llama_seq_id, std::vector<int32_t>>;
+
+static std::shared_ptr<const cells_t> find_cells(const llama_kv_cache * kv, const llama_interp_rows & rows, int64_t n_kv) {
+    auto res = std::make_shared<cells_t>();
+
+    for (const llama_seq_id seq : rows.seq) {
+        if (res->count(seq)) {
+            continue;
+        }
+        auto & cells = (*res)[seq];
+        if (!kv) {
+            // no cache: the keys are the rows themselves
+            for (int32_t i = 0; i < (int32_t) n_kv; ++i) {
+                cells.push_back(i);
+            }
+            continue;
+        }
+        for (const auto & pos_cell : kv->get_cells(seq).seq_pos_get(seq)) {
+            cells.push_back((int32_t) pos_cell.second);
+        }
+    }
+    return res;
+}
+
+// what of this ubatch the graph's rows are; shared between the captures
+struct ubatch_rows {
+    const llama_ubatch & ubatch;
+
+    std::map<std::pair<bool, const std::vector<llama_interp_range> *>, llama_interp_rows_ptr> cache;
+
+    llama_interp_rows_ptr get(bool outputs_only, const std::vector<llama_interp_range> & ranges) {
+        auto & res = cache[{ outputs_only, ranges.empty() ? nullptr : &ranges }];
+        if (res) {
+            return res;
+        }
+        llama_interp_rows all = llama_interp_rows_init(ubatch, outputs_only);
+        if (!ranges.empty()) {
+            llama_interp_rows chosen;
+            for (const int32_t i : llama_interp_rows_find(all, ranges)) {
+                chosen.pos.push_back(all.pos[i]);
+                chosen.seq.push_back(all.seq[i]);
+            }
+            all = std::move(chosen);
+        }
+        res = std::make_shared<const llama_interp_rows>(std::move(all));
+        return res;
+    }
+};
+
+static llama_interp_chunk read_part(ggml_backend_sched_t sched, const llama_interp_capture::part & part) {
+    llama_interp_chunk chunk;
+
+    memcpy(chunk.ne, part.t->ne, sizeof(chunk.ne));
+    chunk.n_bytes = ggml_nbytes(part.t);
+    chunk.head    = part.head;
+    chunk.data.reset(new uint8_t[chunk.n_bytes]);
+
+    // asynchronous where the backend can: llama_interp_decode synchronises once, after the last ubatch
+    ggml_backend_t backend = ggml_backend_sched_get_tensor_backend(sched, part.t);
+    if (backend) {
+        ggml_backend_tensor_get_async(backend, part.t, chunk.data.get(), 0, chunk.n_bytes);
+    } else {
+        ggml_backend_tensor_get(part.t, chunk.data.get(), 0, chunk.n_bytes);
+    }
+    return chunk;
+}
+
+void llama_interp_capture_gather(llama_interp * interp, const llama_ubatch & ubatch) {
+    ubatch_rows rows = { ubatch, {} };
+
+    const auto & hparams = interp->lctx->get_model().hparams;
+
+    std::map<std::pair<const llama_kv_cache *, const llama_interp_rows *>, std::shared_ptr<const cells_t>> cells;
+
+    for (auto & capture : interp->captures) {
+        for (const auto & part : capture.parts) {
+            auto chunk = read_part(interp->lctx->get_sched(), part);
+
+            chunk.rows   = rows.get(part.outputs_only, capture.ranges);
+            capture.type = part.t->type;
+
+            if (capture.kind == LLAMA_INTERP_CAPTURE_ATTN) {
+                const auto * kv = find_cache(interp->lctx->get_memory(), hparams.is_swa(capture.target.il));
+
+                auto & found = cells[{ kv, chunk.rows.get() }];
+                if (!found) {
+                    found = find_cells(kv, *chunk.rows, chunk.ne[0]);
+                }
+                chunk.cells = found;
+            }
+            capture.chunks.push_back(std::move(chunk));
+        }
+    }
+}
+
+//
+// read
+//
+
+static const llama_interp_capture * find_capture(const llama_interp * interp, int32_t id) {
+    return id >= 0 && id < (int32_t) interp->captures.size() ? &interp->captures[id] : nullptr;
+}
+
+// chunks of one ubatch that hold single heads stand side by side: count the rows once
+static bool is_first_of_rows(const llama_interp_capture & capture, size_t i) {
+    return i == 0 || capture.chunks[i].rows != capture.chunks[i - 1].rows || capture.chunks[i].head <= capture.chunks[i - 1].head;
+}
+
+static int64_t count_keys(const llama_interp_capture & capture) {
+    int64_t n_key = 0;
+    for (const auto & chunk : capture.chunks) {
+        for (const auto & seq_cells : *chunk.cells) {
+            n_key = std::max<int64_t>(n_key, seq_cells.second.size());
+        }
+    }
+    return n_key;
+}
+
+static int32_t count_heads(const llama_interp_capture & capture) {
+    int32_t n_head = 0;
+    for (size_t i = 0; i < capture.chunks.size(); ++i) {
+        if (i > 0 && is_first_of_rows(capture, i)) {
+            break;
+        }
+        n_head += capture.chunks[i].head >= 0 ? 1 : (int32_t) capture.chunks[i].ne[2];
+    }
+    return n_head;
+}
+
+int32_t llama_interp_capture_get_info(const llama_interp * interp, int32_t id, llama_interp_capture_info * info) {
+    const auto * capture = find_capture(interp, id);
+    if (!capture || info->size != sizeof(*info)) {
+        return -1;
+    }
+
+    *info = {};
+    info->size      = sizeof(*info);
+    info->type      = capture->type;
+    info->rows_axis = capture->rows_axis;
+    for (int d = 0; d < 4; ++d) {
+        info->ne[d] = capture->chunks.empty() ? 0 : capture->chunks[0].ne[d];
+    }
+
+    for (size_t i = 0; i < capture->chunks.size(); ++i) {
+        if (is_first_of_rows(*capture, i)) {
+            info->n_rows += (int32_t) capture->chunks[i].rows->pos.size();
+        }
+    }
+
+    if (capture->kind == LLAMA_INTERP_CAPTURE_ATTN) {
+        info->rows_axis = 1;
+        info->ne[0]     = count_keys(*capture);
+        info->ne[1]     = info->n_rows;
+        info->ne[2]     = count_heads(*capture);
+        info->ne[3]     = 1;
+        return 0;
+    }
+    if (capture->rows_axis >= 0 && !capture->chunks.empty()) {
+        info->ne[capture->rows_axis] = 0;
+        for (const auto & chunk : capture->chunks) {
+            info->ne[capture->rows_axis] += chunk.ne[capture->rows_axis];
+        }
+    }
+    return 0;
+}
+
+static bool is_identity(const std::vector<int32_t> & cells) {
+    for (size_t i = 0; i < cells.size(); ++i) {
+        if (cells[i] != (int32_t) i) {
+            return false;
+        }
+    }
+    return true;
+}
+
+static void read_attn(const llama_interp_capture & capture, const llama_interp_capture_info & info, float * dst) {
+    const int64_t n_key   = info.ne[0];
+    const int64_t n_query = info.ne[1];
+
+    // keys that a row's sequence did not have yet
+    const float fill = capture.target.name == LLAMA_INTERP_ATTN_LOGITS ? -INFINITY : 0.0f;
+
+    int64_t row0 = 0;
+    int64_t h0   = 0;
+    for (size_t i = 0; i < capture.chunks.size(); ++i) {
+        const auto & chunk = capture.chunks[i];
+
+        const int64_t n_rows = chunk.rows->pos.size();
+        const int64_t n_head = chunk.head >= 0 ? 1 : chunk.ne[2];
+
+        if (i > 0 && is_first_of_rows(capture, i)) {
+            row0 += capture.chunks[i - 1].rows->pos.size();
+            h0    = 0;
+        }
+
+        for (int64_t r = 0; r < n_rows; ++r) {
+            const auto & cells    = chunk.cells->at(chunk.rows->seq[r]);
+            const bool   straight = is_identity(cells);
+
+            for (int64_t h = 0; h < n_head; ++h) {
+                const float * src = (const float *) chunk.data.get() + (h*n_rows + r)*chunk.ne[0];
+                float       * out = dst + ((h0 + h)*n_query + row0 + r)*n_key;
+
+                if (straight) {
+                    memcpy(out, src, cells.size()*sizeof(float));
+                } else {
+                    for (size_t c = 0; c < cells.size(); ++c) {
+                        out[c] = cells[c] < chunk.ne[0] ? src[cells[c]] : fill;
+                    }
+                }
+                std::fill(out + cells.size(), out + n_key, fill);
+            }
+        }
+        h0 += n_head;
+    }
+}
+
+int32_t llama_interp_capture_read(const llama_interp * interp, int32_t id, void * dst, size_t n_bytes) {
+    llama_interp_capture_info info = {};
+    info.size = sizeof(info);
+
+    const auto * capture = find_capture(interp, id);
+    if (!capture || llama_interp_capture_get_info(interp, id, &info) != 0) {
+        return -1;
+    }
+    if (n_bytes != (size_t) (info.ne[0]*info.ne[1]*info.ne[2]*info.ne[3])*sizeof(float)) {
+        return -1;
+    }
+    if (capture->kind == LLAMA_INTERP_CAPTURE_ATTN) {
+        read_attn(*capture, info, (float *) dst);
+        return 0;
+    }
+
+    // join the chunks along the rows
+    const int32_t axis = capture->rows_axis >= 0 ? capture->rows_axis : 3;
+
+    int64_t offset = 0;
+    for (const auto & chunk : capture->chunks) {
+        int64_t n_below = sizeof(float);
+        int64_t n_above = 1;
+        for (int d = 0; d < 4; ++d) {
+            n_below *= d <= axis ? chunk.ne[d] : 1;
+            n_above *= d >  axis ? chunk.ne[d] : 1;
+        }
+        const int64_t stride = n_below/std::max<int64_t>(chunk.ne[axis], 1)*info.ne[axis];
+        for (int64_t a = 0; a < n_above; ++a) {
+            memcpy((uint8_t *) dst + a*stride + offset, chunk.data.get() + a*n_below, n_below);
+        }
+        offset += n_below;
+        if (capture->rows_axis < 0) {
+            break; // the same for every ubatch
+        }
+    }
+    return 0;
+}
+
+int32_t llama_interp_capture_rows(const llama_interp * interp, int32_t id, int32_t * pos, int32_t * seq) {
+    const auto * capture = find_capture(interp, id);
+    if (!capture) {
+        return -1;
+    }
+    int32_t n = 0;
+    for (size_t i = 0; i < capture->chunks.size(); ++i) {
+        if (!is_first_of_rows(*capture, i)) {
+            continue;
+        }
+        const auto & rows = *capture->chunks[i].rows;
+        for (size_t r = 0; r < rows.pos.size(); ++r, ++n) {
+            pos[n] = rows.pos[r];
+            seq[n] = rows.seq[r];
+        }
+    }
+    return n;
+}
+
+void llama_interp_capture_clear(llama_interp * interp) {
+    for (auto & capture : interp->captures) {
+        capture.chunks.clear();
+    }
+}

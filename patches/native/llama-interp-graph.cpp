@@ -1,0 +1,437 @@
+// the hook: called while graphs are built and after they are computed
+
+#include "llama-interp-impl.h"
+
+#include "llama-batch.h"
+#include "llama-context.h"
+#include "llama-cparams.h"
+#include "llama-impl.h"
+
+#include <algorithm>
+#include <cstring>
+
+//
+// graph input of our own: uploads with every ubatch, and refuses to reuse the graph of another program
+//
+
+class llm_graph_input_interp : public llm_graph_input_i {
+public:
+    llm_graph_input_interp(llama_interp * interp) : interp(interp), version(interp ? interp->version : 0), active(interp && interp->decoding) {}
+
+    void set_input(const llama_ubatch * ubatch) override {
+        if (active) {
+            llama_interp_inputs_upload(interp, *ubatch);
+        }
+    }
+
+    bool can_reuse(const llm_graph_params & params) override {
+        const bool active_new = params.cparams.interp && params.cparams.interp->decoding;
+        if (params.cparams.interp != interp || active_new != active) {
+            return false;
+        }
+        return !active || (interp->version == version && llama_interp_inputs_fit(interp, params.ubatch));
+    }
+
+    llama_interp * interp;
+    const uint64_t version;
+    const bool     active;
+};
+
+//
+// llama_interp
+//
+
+bool llama_interp_target::is(const char * name, int32_t il, int32_t occurrence) const {
+    return this->il == il && this->occurrence == occurrence && this->name == name;
+}
+
+std::string llama_interp_target::str() const {
+    return name + (il >= 0 ? "-" + std::to_string(il) : "") + "#" + std::to_string(occurrence);
+}
+
+bool llama_interp::wants(const char * name, int32_t il) const {
+    return std::any_of(captures.begin(), captures.end(), [&](const llama_interp_capture & c) {
+        return c.target.il == il && c.target.name == name;
+    });
+}
+
+bool llama_interp::edits_at(const char * name, int32_t il) const {
+    return std::any_of(edits.begin(), edits.end(), [&](const llama_interp_edit & e) {
+        return e.target.il == il && e.target.name == name;
+    });
+}
+
+void llama_interp::fail(const std::string & msg) {
+    if (!failed) {
+        error = msg; // the first reason is the one that matters
+    }
+    failed = true;
+}
+
+bool llama_interp_is_attn(const char * name) {
+    return strcmp(name, LLAMA_INTERP_ATTN_SCORES) == 0 || strcmp(name, LLAMA_INTERP_ATTN_LOGITS) == 0;
+}
+
+//
+// room
+//
+
+bool llama_interp_build_room(llama_interp * interp, int n_tensors) {
+    const auto & build = *interp->build;
+
+    // half of the headroom: a tensor that we add can bring a leaf or a scheduler copy with it
+    if (build.mem_added/ggml_tensor_overhead() + n_tensors <= interp->n_nodes/2) {
+        return true;
+    }
+
+    interp->full = true;
+    interp->fail("the graph has no room for more nodes");
+    return false;
+}
+
+llama_interp_build_scope::llama_interp_build_scope(llama_interp_build & build) :
+    build(build), mem_used(ggml_used_mem(build.gctx.ctx0)) {
+}
+
+llama_interp_build_scope::~llama_interp_build_scope() {
+    build.mem_added += ggml_used_mem(build.gctx.ctx0) - mem_used;
+}
+
+//
+// begin
+//
+
+void llama_interp_graph_begin(const llm_graph_context & gctx) {
+    auto * interp = gctx.cparams.interp;
+
+    const bool reserved = interp && gctx.res == interp->lctx->get_gf_res_reserve();
+
+    if (interp) {
+        interp->build.reset();
+    }
+
+    if (!reserved) {
+        gctx.res->add_input(std::make_unique<llm_graph_input_interp>(interp));
+    }
+
+    // the dummy batches of a reserved graph have no positions that an edit could mean
+    if (!interp || !interp->decoding || reserved != interp->scanning) {
+        return;
+    }
+
+    interp->build.reset(new llama_interp_build { gctx, {}, {}, false, 0, nullptr, 0, false, {} });
+    interp->failed = false;
+    interp->full   = false;
+    interp->n_built++;
+
+    interp->inputs.clear();
+    interp->sites .clear();
+
+    for (auto & capture : interp->captures) {
+        capture.target.hit = false;
+        capture.parts.clear();
+    }
+    for (auto & edit : interp->edits) {
+        edit.target.hit = false;
+        edit.result     = nullptr;
+    }
+    if (interp->start) {
+        interp->start->hit = false;
+    }
+    if (interp->stop) {
+        interp->stop->hit = false;
+    }
+}
+
+//
+// tensor
+//
+
+// the dimension of ne that counts tokens; sets outputs_only when only the rows of the outputs are left
+static int64_t count_rows(const llm_graph_context & gctx, const ggml_tensor * cur, int32_t rows_axis, bool & outputs_only) {
+    const int64_t n_rows = rows_axis >= 0 ? cur->ne[rows_axis] : 1;
+
+    outputs_only = n_rows != gctx.n_tokens && n_rows == gctx.n_outputs;
+
+    return n_rows;
+}
+
+static void apply_edit(llama_interp * interp, llama_interp_edit & edit, ggml_tensor *& cur, int32_t id) {
+    auto & build = *interp->build;
+
+    if (cur->op == GGML_OP_NONE) {
+        interp->fail(edit.target.str() + " is an input of the graph and cannot be replaced");
+        return;
+    }
+    if (!llama_interp_build_room(interp, 64)) {
+        return;
+    }
+
+    build.edit   = &edit;
+    build.n_rows = count_rows(build.gctx, cur, edit.rows_axis, build.outputs_only);
+    build.handles.clear();
+    build.handles.insert(cur);
+    for (const auto & buf : interp->consts) {
+        build.handles.insert(ggml_get_first_tensor(buf.ctx.get()));
+    }
+
+    ggml_tensor * res = interp->edit_fn ? interp->edit_fn(interp->edit_data, id, cur) : nullptr;
+
+    const bool known = build.handles.count(res) > 0;
+
+    build.edit = nullptr;
+    build.handles.clear();
+
+    if (!res || !known) {
+        interp->fail("the edit at " + edit.target.str() + " failed" + (interp->error.empty() ? "" : ": " + interp->error));
+        return;
+    }
+    if (!ggml_are_same_shape(res, cur) || res->type != cur->type) {
+        interp->fail("the edit at " + edit.target.str() + " returned another shape or type");
+        return;
+    }
+    if (res == cur) {
+        edit.result = cur; // an edit that changes nothing
+        return;
+    }
+
+    if (res->op == GGML_OP_NONE) {
+        // a constant is shared between graphs, a node of the model is not
+        llama_interp_build_scope scope(build);
+        res = ggml_cont(build.gctx.ctx0, res);
+    }
+
+    ggml_set_name(res, cur->name);
+
+    edit.result = res;
+    cur         = res;
+}
+
+// the graph so far is dropped, the model goes on from the given values
+static void apply_start(llama_interp * interp, ggml_tensor *& cur) {
+    auto & build = *interp->build;
+
+    const int64_t n_embd = interp->start_n_embd;
+
+    if (cur->type != GGML_TYPE_F32 || cur->ne[0] != n_embd || ggml_nrows(cur) != cur->ne[1]) {
+        interp->fail(interp->start->str() + " is no residual stream of width " + std::to_string(n_embd));
+        return;
+    }
+    if (!llama_interp_build_room(interp, 1)) {
+        return;
+    }
+
+    llama_interp_build_scope scope(build);
+
+    // inputs that only the dropped part used are expanded again in llama_interp_graph_end
+    ggml_graph_clear(build.gctx.gf);
+
+    llama_interp_input input;
+    input.kind   = llama_interp_input::VALUES;
+    input.n_embd = n_embd;
+    input.data   = interp->start_data;
+    count_rows(build.gctx, cur, 1, input.outputs_only);
+
+    const llama_pos n_pos = interp->start_data.size()/n_embd;
+    for (llama_pos pos = 0; pos < n_pos; ++pos) {
+        input.index[pos] = pos;
+    }
+
+    input.t = ggml_new_tensor_2d(build.gctx.ctx0, GGML_TYPE_F32, n_embd, cur->ne[1]);
+    ggml_set_input(input.t);
+    ggml_set_name (input.t, cur->name);
+
+    cur = input.t;
+
+    interp->inputs.push_back(std::move(input));
+}
+
+static void apply_stop(llama_interp * interp, ggml_tensor * cur) {
+    auto & build = *interp->build;
+
+    ggml_build_forward_expand(build.gctx.gf, cur);
+
+    const int n_nodes = ggml_graph_n_nodes(build.gctx.gf);
+    for (int i = 0; i < n_nodes; ++i) {
+        build.stop_nodes.push_back(ggml_graph_node(build.gctx.gf, i));
+    }
+
+    build.stopped = true;
+}
+
+static void scan_add(llama_interp * interp, const ggml_tensor * cur, const char * name, int il, int occurrence) {
+    llama_interp_site site = {};
+
+    site.size       = sizeof(site);
+    site.il         = il;
+    site.occurrence = occurrence;
+    site.type       = cur->type;
+    site.is_leaf    = cur->op == GGML_OP_NONE;
+    site.rows_axis  = -1;
+
+    memcpy(site.ne, cur->ne, sizeof(site.ne));
+    snprintf(site.name, sizeof(site.name), "%s", name);
+
+    interp->sites.push_back(site);
+}
+
+void llama_interp_graph_tensor(const llm_graph_context & gctx, ggml_tensor *& cur, const char * name, int il) {
+    auto * interp = gctx.cparams.interp;
+    if (!interp || !interp->build || interp->failed || !cur) {
+        return;
+    }
+
+    auto & build = *interp->build;
+
+    const int32_t occurrence = build.counts[{ name, il }]++;
+
+    if (interp->scanning) {
+        scan_add(interp, cur, name, il, occurrence);
+        return;
+    }
+    if (build.stopped) {
+        return;
+    }
+
+    if (interp->start && interp->start->is(name, il, occurrence)) {
+        interp->start->hit = true;
+        apply_start(interp, cur);
+    }
+
+    for (size_t i = 0; i < interp->edits.size() && !interp->failed; ++i) {
+        auto & edit = interp->edits[i];
+        if (edit.target.is(name, il, occurrence)) {
+            edit.target.hit = true;
+            apply_edit(interp, edit, cur, (int32_t) i);
+        }
+    }
+
+    // after the edits: a capture shows what the model goes on with
+    for (auto & capture : interp->captures) {
+        if (!interp->failed && capture.target.is(name, il, occurrence)) {
+            capture.target.hit = true;
+            llama_interp_capture_build(interp, capture, cur);
+        }
+    }
+
+    if (!interp->failed && interp->stop && interp->stop->is(name, il, occurrence)) {
+        interp->stop->hit = true;
+        apply_stop(interp, cur);
+    }
+}
+
+//
+// end
+//
+
+static void cut_after_stop(llama_interp_build & build) {
+    auto * gf  = build.gctx.gf;
+    auto * res = build.gctx.res;
+
+    ggml_graph_clear(gf);
+    for (ggml_tensor * node : build.stop_nodes) {
+        ggml_build_forward_expand(gf, node);
+    }
+
+    res->t_logits      = nullptr;
+    res->t_embd        = nullptr;
+    res->t_embd_pooled = nullptr;
+    res->t_h_nextn     = nullptr;
+}
+
+// set_input fails on inputs that no node of the graph uses
+static void expand_inputs(llama_interp_build & build) {
+    for (ggml_tensor * t = ggml_get_first_tensor(build.gctx.ctx0); t; t = ggml_get_next_tensor(build.gctx.ctx0, t)) {
+        if (t->op == GGML_OP_NONE && (t->flags & GGML_TENSOR_FLAG_INPUT) && !t->buffer && !t->view_src) {
+            ggml_build_forward_expand(build.gctx.gf, t);
+        }
+    }
+}
+
+// an edit that reaches nothing would be silence where the user expects an effect
+static bool is_used(const llama_interp * interp, const ggml_tensor * t) {
+    const auto & gctx = interp->build->gctx;
+
+    if (t == gctx.res->t_logits || t == gctx.res->t_embd) {
+        return true;
+    }
+
+    std::unordered_set<const ggml_tensor *> copies;
+    for (const auto & capture : interp->captures) {
+        for (const auto & part : capture.parts) {
+            copies.insert(part.t);
+        }
+    }
+
+    const int n_nodes = ggml_graph_n_nodes(gctx.gf);
+    for (int i = 0; i < n_nodes; ++i) {
+        const ggml_tensor * node = ggml_graph_node(gctx.gf, i);
+        if (copies.count(node)) {
+            continue;
+        }
+        for (int s = 0; s < GGML_MAX_SRC; ++s) {
+            if (node->src[s] == t) {
+                return true;
+            }
+        }
+    }
+    return false;
+}
+
+static void check_targets(llama_interp * interp) {
+    for (const auto & capture : interp->captures) {
+        if (!capture.target.hit) {
+            interp->fail("nothing to read at " + capture.target.str() + ": no tensor of this graph has that name");
+        }
+    }
+    for (const auto & edit : interp->edits) {
+        if (!edit.target.hit) {
+            interp->fail("nothing to edit at " + edit.target.str() + ": no tensor of this graph has that name");
+        } else if (edit.result && !is_used(interp, edit.result)) {
+            interp->fail("the edit at " + edit.target.str() + " has no effect: no part of this run uses that tensor");
+        }
+    }
+    if (interp->start && !interp->start->hit) {
+        interp->fail("cannot start at " + interp->start->str() + ": no tensor of this graph has that name");
+    }
+    if (interp->stop && !interp->stop->hit) {
+        interp->fail("cannot stop at " + interp->stop->str() + ": no tensor of this graph has that name");
+    }
+}
+
+bool llama_interp_graph_end(const llm_graph_context & gctx) {
+    auto * interp = gctx.cparams.interp;
+    if (!interp || !interp->build) {
+        return true;
+    }
+
+    auto & build = *interp->build;
+
+    if (!interp->scanning && !interp->failed) {
+        if (build.stopped) {
+            cut_after_stop(build);
+        }
+        expand_inputs(build);
+        check_targets(interp);
+    }
+
+    interp->build.reset();
+
+    return !interp->failed;
+}
+
+void llama_interp_graph_done(llama_context & lctx, const llm_graph_result & res, const llama_ubatch & ubatch) {
+    auto * interp = lctx.get_cparams().interp;
+    if (!interp || !interp->decoding) {
+        return;
+    }
+
+    GGML_UNUSED(res);
+
+    interp->n_decoded++;
+    llama_interp_capture_gather(interp, ubatch);
+}
+
+uint32_t llama_interp_graph_n_nodes(const llama_cparams & cparams) {
+    return cparams.interp ? cparams.interp->n_nodes : 0;
+}

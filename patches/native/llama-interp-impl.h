@@ -1,0 +1,222 @@
+#pragma once
+
+#include "llama-interp.h"
+#include "llama-interp-hook.h"
+
+#include "llama-graph.h"
+
+#include "ggml-cpp.h"
+
+#include <map>
+#include <memory>
+#include <string>
+#include <unordered_set>
+#include <vector>
+
+// names of the tensors that the patch series adds
+#define LLAMA_INTERP_ATTN_SCORES "attn_scores"
+#define LLAMA_INTERP_ATTN_LOGITS "attn_logits"
+#define LLAMA_INTERP_ATTN_PROJ   "attn_proj"
+
+//
+// rows: which token a row of a tensor belongs to
+//
+
+struct llama_interp_rows {
+    std::vector<llama_pos>    pos;
+    std::vector<llama_seq_id> seq;
+};
+
+using llama_interp_rows_ptr = std::shared_ptr<const llama_interp_rows>;
+
+// the rows of a ubatch, or only of its outputs
+llama_interp_rows llama_interp_rows_init(const llama_ubatch & ubatch, bool outputs_only);
+
+bool llama_interp_ranges_has(const std::vector<llama_interp_range> & ranges, llama_pos pos);
+
+// indices of the rows whose position lies in a range
+std::vector<int32_t> llama_interp_rows_find(const llama_interp_rows & rows, const std::vector<llama_interp_range> & ranges);
+
+//
+// program
+//
+
+struct llama_interp_target {
+    std::string name;
+    int32_t     il;
+    int32_t     occurrence;
+
+    bool hit = false; // seen in the graph that is being built
+
+    bool is(const char * name, int32_t il, int32_t occurrence) const;
+
+    std::string str() const;
+};
+
+// what one ubatch left behind
+struct llama_interp_chunk {
+    int64_t ne[4];
+    size_t  n_bytes;
+
+    std::unique_ptr<uint8_t[]> data;
+
+    llama_interp_rows_ptr rows;
+
+    // attention: the cells of each sequence, in the order of its tokens
+    std::shared_ptr<const std::map<llama_seq_id, std::vector<int32_t>>> cells;
+
+    int32_t head = -1; // attention: the one head that this chunk holds, -1: all
+};
+
+struct llama_interp_capture {
+    llama_interp_target target;
+
+    int32_t kind;
+    int32_t rows_axis;
+
+    std::vector<int32_t>            heads;
+    std::vector<llama_interp_range> ranges;
+
+    // in the current graph
+    struct part {
+        ggml_tensor * t;
+        int32_t       head;         // -1: all
+        bool          outputs_only; // the rows are those of the outputs
+    };
+
+    std::vector<part> parts;
+
+    // since the last clear
+    ggml_type type = GGML_TYPE_F32;
+
+    std::vector<llama_interp_chunk> chunks;
+};
+
+struct llama_interp_edit {
+    llama_interp_target target;
+
+    int32_t rows_axis;
+
+    ggml_tensor * result = nullptr; // in the current graph
+};
+
+// uploaded with every ubatch
+struct llama_interp_input {
+    enum kind_t { MASK, VALUES, ROW_IDS } kind;
+
+    ggml_tensor * t;
+
+    bool outputs_only;
+
+    std::vector<llama_interp_range> ranges; // MASK, ROW_IDS
+    std::map<llama_pos, size_t>     index;  // VALUES: position -> row of data
+
+    llama_seq_id seq = -1;
+
+    std::vector<float> data;
+    int64_t            n_embd = 0;
+};
+
+struct llama_interp_const_buf {
+    ggml_context_ptr        ctx;
+    ggml_backend_buffer_ptr buf;
+};
+
+//
+// the graph that is being built
+//
+
+struct llama_interp_build {
+    const llm_graph_context & gctx;
+
+    std::map<std::pair<std::string, int32_t>, int32_t> counts;
+
+    std::vector<ggml_tensor *> stop_nodes; // what a run that ends early needs
+    bool                       stopped = false;
+
+    size_t mem_added = 0; // of the graph's context, by us
+
+    // during an edit
+    const llama_interp_edit *           edit         = nullptr;
+    int64_t                             n_rows       = 0;
+    bool                                outputs_only = false;
+    std::unordered_set<const ggml_tensor *> handles;
+};
+
+struct llama_interp {
+    llama_model   * model = nullptr; // owned, or null if attached
+    llama_context * lctx  = nullptr;
+
+    std::string error;
+
+    // program
+    std::vector<llama_interp_capture> captures;
+    std::vector<llama_interp_edit>    edits;
+
+    std::unique_ptr<llama_interp_target> start;
+    std::vector<float>                   start_data;
+    int64_t                              start_n_embd = 0;
+
+    std::unique_ptr<llama_interp_target> stop;
+
+    std::vector<llama_interp_const_buf> consts;
+
+    llama_interp_edit_fn edit_fn   = nullptr;
+    void *               edit_data = nullptr;
+
+    uint64_t version = 0; // of the program, changes force a new graph
+
+    // graph
+    std::unique_ptr<llama_interp_build> build;
+    std::vector<llama_interp_input>     inputs;
+
+    bool     decoding  = false; // hooks act only inside llama_interp_decode and llama_interp_scan
+    bool     failed    = false; // the graph that is being built must not run
+    bool     full      = false; // ... because it needs more nodes
+    uint32_t n_nodes   = 4096;  // headroom
+    int64_t  n_built   = 0;
+    int64_t  n_decoded = 0;     // ubatches
+
+    int32_t  n_outputs = 0;     // of the last decode
+
+    // scan
+    bool                           scanning = false;
+    std::vector<llama_interp_site> sites;
+
+    bool wants(const char * name, int32_t il) const; // a capture
+    bool edits_at(const char * name, int32_t il) const;
+
+    void fail(const std::string & msg);
+};
+
+// an edit or capture adds tensors to the graph's context: false (and failed) when the headroom is used up
+bool llama_interp_build_room(llama_interp * interp, int n_tensors);
+
+// counts what a scope adds to the graph's context
+struct llama_interp_build_scope {
+    llama_interp_build_scope(llama_interp_build & build);
+    ~llama_interp_build_scope();
+
+    llama_interp_build & build;
+    size_t               mem_used;
+};
+
+//
+// pieces of the hook
+//
+
+void llama_interp_capture_build(llama_interp * interp, llama_interp_capture & capture, ggml_tensor * cur);
+
+void llama_interp_capture_attn_add(llama_interp * interp, llama_interp_capture & capture, ggml_tensor * t, int32_t head, bool outputs_only);
+
+// an I32 input with the rows of the ubatch that lie in the ranges; null if there are none
+ggml_tensor * llama_interp_build_row_ids(llama_interp * interp, const std::vector<llama_interp_range> & ranges, bool outputs_only);
+
+void llama_interp_capture_gather(llama_interp * interp, const llama_ubatch & ubatch);
+
+void llama_interp_inputs_upload(llama_interp * interp, const llama_ubatch & ubatch);
+
+// false if a new ubatch needs other input shapes
+bool llama_interp_inputs_fit(const llama_interp * interp, const llama_ubatch & ubatch);
+
+bool llama_interp_is_attn(const char * name);
