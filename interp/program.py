@@ -1,0 +1,290 @@
+"""``Program``: what one run reads and changes, resolved against a model's sites and handed to the library."""
+
+from __future__ import annotations
+
+import ctypes as ct
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from . import native
+from .edits import Edit
+from .errors import EditError, InterpError, RunError, SiteError
+from .graph import Tensor, Trace
+from .sites import At, Site, SiteTable, as_at
+
+#: above any position: the end of an open range
+_END = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class Captured:
+    """One capture of a program: the site and the part of it that is kept."""
+
+    site: Site
+    heads: tuple[int, ...] | None
+    ranges: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class Applied:
+    """One edit at one site."""
+
+    edit: Edit
+    site: Site
+    heads: tuple[int, ...] | None
+    ranges: tuple[tuple[int, int], ...]
+
+
+def row_ranges(rows, n_prompt: int) -> tuple[tuple[int, int], ...]:
+    """Chosen positions as half-open ranges; empty for all.
+
+    Raises:
+        SiteError: a position outside of the prompt.
+    """
+    if rows is None:
+        return ()
+    if rows == "last":
+        return ((n_prompt - 1, n_prompt),)
+    if rows == "generated":
+        return ((n_prompt, _END),)
+    for position in rows:
+        if not -n_prompt <= position < n_prompt:
+            raise SiteError(f"Position {position} is out of range: the prompt has {n_prompt} tokens.")
+    return tuple((p, p + 1) for p in sorted({p % n_prompt for p in rows}))
+
+
+def head_indices(heads: tuple[int, ...] | None, site: Site) -> tuple[int, ...] | None:
+    """Chosen heads from 0.
+
+    Raises:
+        SiteError: the site has no head axis, or not that many heads.
+    """
+    if heads is None:
+        return None
+    if site.n_head is None:
+        raise SiteError(f"{site.key} has axes {site.axes}: no heads can be chosen. Sites with heads: z, q, k, v, attn_scores.")
+    for head in heads:
+        if not -site.n_head <= head < site.n_head:
+            raise SiteError(f"Head {head} is out of range: {site.name} has heads 0 to {site.n_head - 1} in layer {site.layer}.")
+    return tuple(head % site.n_head for head in heads)
+
+
+def select(table: SiteTable, selector: At, stop_layer: int | None = None) -> list[Site]:
+    """The sites that a selector means, one for each of its layers.
+
+    A selector without layers means all that are computed; one that names a layer after the last is an error.
+    """
+    if selector.layers is None:
+        found = table.find(selector.site)
+        computed = [site for site in found if stop_layer is None or site.layer <= stop_layer]
+        found = computed or found
+    else:
+        found = [site for layer in selector.layers for site in table.find(selector.site, layer)]
+    late = [site for site in found if stop_layer is not None and site.layer > stop_layer]
+    if late:
+        raise SiteError(f"{late[0].key} is not computed: the run stops after layer {stop_layer}.")
+    return found
+
+
+def as_list(given, kinds: tuple[type, ...]) -> list:
+    """One thing or several, as a list."""
+    if isinstance(given, kinds):
+        return [given]
+    if given is None:
+        return []
+    if not isinstance(given, Iterable) or isinstance(given, (dict, bytes)):
+        raise RunError(f"{given!r} is neither {' nor '.join(k.__name__ for k in kinds)} nor a list of those.")
+    return list(given)
+
+
+class Program:
+    """Captures and edits of one run.
+
+    Args:
+        table: the sites of the model.
+        captures: selectors or names.
+        edits: edits.
+        n_prompt: tokens of the prompt: what negative positions and ``"last"`` count from.
+        stop_layer: the last layer that is computed; None: all.
+    """
+
+    def __init__(self, table: SiteTable, captures, edits, n_prompt: int, stop_layer: int | None = None):
+        self._table, self._n_prompt, self._stop_layer = table, n_prompt, stop_layer
+        self.captures = self._resolve_captures(as_list(captures, (str, At)))
+        self.edits = self._resolve_edits(as_list(edits, (Edit,)))
+        self.exception: BaseException | None = None
+
+    def _resolve_captures(self, selectors: list) -> list[Captured]:
+        found: dict = {}
+        for selector in map(as_at, selectors):
+            for site in select(self._table, selector, self._stop_layer):
+                captured = Captured(site, head_indices(selector.heads, site), row_ranges(selector.rows, self._n_prompt))
+                if captured.ranges and site.rows_axis < 0:
+                    raise SiteError(f"{site.key} has axes {site.axes}: no positions can be chosen.")
+                other = found.setdefault(site.key, captured)
+                if other != captured:
+                    raise SiteError(f"{site.key} is captured twice with different heads or positions; capture it once.")
+        return list(found.values())
+
+    def _resolve_edits(self, edits: list) -> list[Applied]:
+        found = []
+        for edit in edits:
+            if not isinstance(edit, Edit):
+                raise EditError(f"{edit!r} is no edit; make one with interp.edit(at, fn) or one of its kin.")
+            for site in select(self._table, edit.at, self._stop_layer):
+                if not site.editable:
+                    raise EditError(
+                        f"{site.key} is an input of the graph or holds no floats, so it cannot be edited. "
+                        "The token embeddings are 'embd'."
+                    )
+                if site.rows_axis < 0 and edit.at.rows is not None:
+                    raise SiteError(f"{site.key} has axes {site.axes}: no positions can be chosen.")
+                ranges = row_ranges(edit.at.rows, self._n_prompt)
+                found.append(Applied(edit, site, head_indices(edit.at.heads, site), ranges))
+        return found
+
+    # installing
+
+    def install(self, lib: native.Library, handle: int) -> Callable:
+        """Hand everything to the library. The result is the callback, to be kept as long as the program is in use.
+
+        Raises:
+            RunError: the library refuses.
+        """
+        lib.program_clear(handle)
+        self._trace = Trace(lib, handle, constants={})
+        for captured in self.captures:
+            site = captured.site
+            # heads of a plain tensor are chosen after the copy: they lie side by side in a row
+            heads = captured.heads if site.is_attention and captured.heads else ()
+            status = lib.capture_add(
+                handle,
+                site.name.encode(),
+                site.layer,
+                site.occurrence,
+                native.CAPTURE_ATTN if site.is_attention else native.CAPTURE_TENSOR,
+                site.rows_axis,
+                (ct.c_int32 * len(heads))(*heads),
+                len(heads),
+                (native.Range * len(captured.ranges))(*[native.Range(*r) for r in captured.ranges]),
+                len(captured.ranges),
+            )
+            if status < 0:
+                raise RunError(lib.error(handle).decode())
+        for applied in self.edits:
+            site = applied.site
+            if lib.edit_add(handle, site.name.encode(), site.layer, site.occurrence, site.rows_axis) < 0:
+                raise RunError(lib.error(handle).decode())
+        callback = native.EDIT_FN(self._on_edit)
+        lib.set_edit_fn(handle, callback, None)
+        return callback
+
+    def _on_edit(self, _user_data, index: int, pointer: int) -> int | None:
+        """Called by the library while a graph is built. No exception may cross into C: it is kept for later."""
+        try:
+            applied = self.edits[index]
+            with self._trace.opened(applied.site.layer):
+                return trace_edit(self._trace, applied, self._trace.tensor(pointer))._pointer
+        except BaseException as err:  # noqa: BLE001 - KeyboardInterrupt too must not cross
+            self.exception = err
+            return None
+
+    def raise_kept(self, error: str) -> None:
+        """Raise what went wrong in an edit, or the library's own reason."""
+        if self.exception is not None:
+            err, self.exception = self.exception, None
+            if isinstance(err, InterpError) or not isinstance(err, Exception):
+                raise err
+            raise EditError(f"An edit raised {type(err).__name__}: {err}") from err
+        raise (EditError if "edit" in error else RunError)(error)
+
+    # reading
+
+    def read(self, lib: native.Library, handle: int) -> list[tuple[Captured, np.ndarray]]:
+        """What was captured since the program was installed."""
+        return [(captured, _read_one(lib, handle, i, captured)) for i, captured in enumerate(self.captures)]
+
+
+def trace_edit(trace: Trace, applied: Applied, found: Tensor) -> Tensor:
+    """Run an edit's function on a graph tensor and blend its result into the chosen heads and positions."""
+    x = _in_axes(found, applied.site)
+    y = applied.edit.fn(x)
+    if not isinstance(y, Tensor):
+        raise EditError(
+            f"The edit at {applied.site.key} returned {type(y).__name__}; it must return a tensor of shape {x.shape}."
+        )
+    if y._trace is not trace:
+        raise EditError(f"The edit at {applied.site.key} returned a tensor of another edit or run.")
+    if y.shape != x.shape:
+        raise EditError(f"The edit at {applied.site.key} returned shape {y.shape}; it must keep the shape {x.shape}.")
+    mask = _mask(trace, applied, x)
+    if mask is not None:
+        # exact where the mask is 0 or 1; x + mask*(y - x) would round
+        y = x * (1.0 - mask) + y * mask
+    return y if y.shape == found.shape else y.reshape(found.shape)
+
+
+def _in_axes(x: Tensor, site: Site) -> Tensor:
+    """The tensor in the axes that the site documents."""
+    shape = list(x.shape)
+    if site.n_heads:
+        shape = [shape[0] if len(shape) > 1 else 1, site.n_heads, shape[-1] // site.n_heads]
+    else:
+        # a batch of one token loses its token axis in ggml's view of a shape
+        shape = [1] * (len(site.shape) - len(shape)) + shape
+    return x if tuple(shape) == x.shape else x.reshape(tuple(shape))
+
+
+def _mask(trace: Trace, applied: Applied, x: Tensor) -> Tensor | None:
+    """1 where an edit applies, else 0, in a shape that broadcasts over x; None: everywhere."""
+    site, mask = applied.site, None
+    if applied.ranges:
+        axis = 1 if site.is_attention else 0
+        mask = trace.mask(applied.ranges, x.ndim, axis)
+    if applied.heads is not None:
+        chosen = np.zeros([d if k == site.head_axis else 1 for k, d in enumerate(x.shape)], np.float32)
+        chosen[tuple(list(applied.heads) if k == site.head_axis else 0 for k in range(x.ndim))] = 1.0
+        heads = trace.constant(chosen)
+        mask = heads if mask is None else mask.expand(np.broadcast_shapes(mask.shape, heads.shape)) * heads
+    return mask
+
+
+def _read_one(lib: native.Library, handle: int, index: int, captured: Captured) -> np.ndarray:
+    info = native.CaptureInfo()
+    if lib.capture_get_info(handle, index, ct.byref(info)) != 0:
+        raise RunError(f"Nothing was captured at {captured.site.key}.")
+    site = captured.site
+    dtype = np.int32 if info.type == native.GGML_TYPE_I32 else np.float32
+    shape = tuple(int(d) for d in reversed(info.ne))
+    array = np.empty(shape, dtype)
+    if array.size and lib.capture_read(handle, index, array.ctypes.data, array.nbytes) != 0:
+        raise RunError(f"What was captured at {site.key} cannot be read.")
+    array = array.reshape(shape[len(shape) - len(site.shape) + (1 if site.n_heads else 0) :])
+    if site.n_heads:
+        array = array.reshape(array.shape[0], site.n_heads, -1)
+    if captured.heads is not None and not site.is_attention:
+        array = np.ascontiguousarray(np.take(array, captured.heads, axis=site.head_axis))
+    return array
+
+
+def decode(
+    lib: native.Library,
+    handle: int,
+    tokens: Sequence[int],
+    first: int,
+    outputs: np.ndarray,
+) -> str | None:
+    """Run tokens at positions ``first …`` of sequence 0; None, or the reason why not."""
+    n = len(tokens)
+    batch = native.Batch(
+        n_tokens=n,
+        token=(ct.c_int32 * n)(*tokens),
+        pos=(ct.c_int32 * n)(*range(first, first + n)),
+        seq=(ct.c_int32 * n)(),
+        output=outputs.ctypes.data_as(ct.POINTER(ct.c_int8)),
+    )
+    if lib.decode(handle, ct.byref(batch)) == 0:
+        return None
+    return (lib.error(handle) or b"the run failed").decode()

@@ -1,0 +1,76 @@
+"""``Vocab``: a model's tokens and their texts."""
+
+from __future__ import annotations
+
+import ctypes as ct
+
+from . import native
+from .errors import RunError
+
+
+class Vocab:
+    """Tokenizer of a loaded model; the model's own, so that token ids are what it was trained on."""
+
+    def __init__(self, lib: native.Library, handle: int, info: native.Info):
+        self._lib, self._handle = lib, handle
+        self.n_vocab, self.bos, self.eos, self.add_bos = info.n_vocab, info.token_bos, info.token_eos, bool(info.add_bos)
+
+    def tokens(self, text: str) -> list[int]:
+        """Token ids of a text.
+
+        Raises:
+            RunError: not a text, or one that UTF-8 cannot hold.
+        """
+        if not isinstance(text, str):
+            raise RunError(f"A text is a str, not {type(text).__name__}.")
+        try:
+            data = text.encode()
+        except UnicodeEncodeError as err:
+            raise RunError(f"The text holds a lone surrogate at {err.start}; it is no valid Unicode.") from err
+        room = len(data) + 8
+        while True:
+            buf = (ct.c_int32 * room)()
+            n = self._lib.tokenize(self._handle, data, len(data), buf, room, 1, 1)
+            if n >= 0:
+                return list(buf[:n])
+            if -n <= room:
+                raise RunError("The text cannot be tokenized.")
+            room = -n
+
+    def check(self, tokens) -> list[int]:
+        """Token ids as a list of plain integers.
+
+        Raises:
+            RunError: something else, or an id that the vocabulary does not have.
+        """
+        try:
+            given = list(tokens)
+        except TypeError:
+            raise RunError(f"A prompt is a text or a list of token ids, not {type(tokens).__name__}.") from None
+        for token in given:
+            if isinstance(token, bool) or not hasattr(token, "__index__"):
+                raise RunError(f"{token!r} is no token id: a prompt is a text or a list of integers.")
+            if not 0 <= int(token) < self.n_vocab:
+                raise RunError(f"Token {int(token)} does not exist: ids are 0 to {self.n_vocab - 1}.")
+        return [int(token) for token in given]
+
+    def _bytes(self, token: int) -> bytes:
+        room = 64
+        while True:
+            buf = ct.create_string_buffer(room)
+            n = self._lib.token_to_piece(self._handle, token, buf, room)
+            if n >= 0:
+                return buf.raw[:n]
+            room = -n
+
+    def pieces(self, tokens) -> list[str]:
+        """The text of each token."""
+        return [self._bytes(token).decode(errors="replace") for token in self.check(tokens)]
+
+    def text(self, tokens) -> str:
+        """The text of all tokens together."""
+        return b"".join(map(self._bytes, self.check(tokens))).decode(errors="replace")
+
+    def is_end(self, token: int) -> bool:
+        """Whether the token ends a generation."""
+        return bool(self._lib.token_is_eog(self._handle, token))
