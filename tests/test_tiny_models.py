@@ -1,0 +1,105 @@
+"""Reading and unembedding on small random models: GPT-2, Qwen3, Gemma 2, Mixtral and Llama shapes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import interp
+import models
+import recipes
+
+SITES = ("l_out", "kqv_out", "attn_scores")
+
+# Three times the sliding window, so that a good part of each pattern lies outside it.
+TOKENS = np.random.default_rng(1).integers(10, recipes.N_VOCAB - 10, 3 * recipes.WINDOW).tolist()
+N = len(TOKENS)
+
+D_HEAD = {"llama": 16, "gpt2": 16, "qwen3": 32, "gemma2": 32, "mixtral": 16}
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["plain", "flash"])
+def flash_attn(request) -> bool:
+    return request.param
+
+
+@pytest.fixture(scope="module", params=recipes.RECIPES)
+def arch(request) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def model(arch: str, flash_attn: bool) -> interp.Model:
+    return interp.Model(models.tiny(arch), n_ctx=64, kv_type="f32", flash_attn=flash_attn, n_threads=1)
+
+
+@pytest.fixture(scope="module")
+def run(model: interp.Model) -> interp.Run:
+    """One run with every site of `SITES` captured in every layer."""
+    return model.run(TOKENS, capture=SITES)
+
+
+def patterns(run: interp.Run, model: interp.Model) -> np.ndarray:
+    """Attention of all layers, (n_layer, n_head, n_query, n_key)."""
+    return np.stack([run["attn_scores", layer] for layer in range(model.n_layer)])
+
+
+def test_logits_are_finite_and_depend_on_the_first_token(model: interp.Model, run: interp.Run):
+    assert np.isfinite(run.logits).all()
+    other = model.run([TOKENS[0] + 1, *TOKENS[1:]])
+    assert np.abs(other.logits[-1] - run.logits[-1]).max() > 0.1
+
+
+def test_logits_are_bit_identical_with_and_without_captures(model: interp.Model, run: interp.Run):
+    assert np.array_equal(model.run(TOKENS).logits, run.logits)
+
+
+@pytest.mark.parametrize("site", SITES)
+def test_each_site_captured_alone_gives_the_same_bits(model: interp.Model, run: interp.Run, site: str):
+    alone = model.run(TOKENS, capture=(site,))
+    assert np.array_equal(alone.logits, run.logits)
+    for layer in range(model.n_layer):
+        assert np.array_equal(alone[site, layer], run[site, layer]), f"{site} of layer {layer}"
+
+
+def test_captures_have_the_shapes_of_their_axes(model: interp.Model, run: interp.Run, arch: str):
+    for layer in range(model.n_layer):
+        assert run["l_out", layer].shape == (N, recipes.N_EMBD)
+        assert run["kqv_out", layer].shape == (N, recipes.N_HEAD, D_HEAD[arch])
+        assert run["attn_scores", layer].shape == (recipes.N_HEAD, N, N)
+    assert run.logits.shape == (N, recipes.N_VOCAB)
+
+
+def test_captures_are_float32_and_finite(model: interp.Model, run: interp.Run):
+    for site in SITES:
+        for layer in range(model.n_layer):
+            assert run[site, layer].dtype == np.float32
+            assert np.isfinite(run[site, layer]).all()
+
+
+def test_unembedding_the_last_residual_gives_the_logits_bit_for_bit(model: interp.Model, run: interp.Run):
+    assert np.array_equal(model.unembed(run["l_out", model.n_layer - 1]), run.logits)
+
+
+def test_attention_rows_sum_to_one(model: interp.Model, run: interp.Run):
+    assert np.abs(patterns(run, model).sum(axis=-1) - 1).max() <= 1e-5
+
+
+def test_attention_is_causal(model: interp.Model, run: interp.Run):
+    future = ~np.tri(N, dtype=bool)
+    assert not patterns(run, model)[..., future].any()
+    assert patterns(run, model)[..., ~future].min() >= 0
+
+
+def test_a_longer_prompt_leaves_the_earlier_rows_as_they_were(model: interp.Model, run: interp.Run):
+    shorter = model.run(TOKENS[:-5], capture=("l_out",))
+    for layer in range(model.n_layer):
+        np.testing.assert_allclose(shorter["l_out", layer], run["l_out", layer][:-5], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("arch", ["gemma2"], indirect=True)
+def test_sliding_window_layers_see_only_the_window(model: interp.Model, run: interp.Run):
+    seen = np.tri(N, dtype=bool) & ~np.tri(N, k=-recipes.WINDOW, dtype=bool)
+    attention = patterns(run, model)
+    assert not attention[0::2][..., ~seen].any(), "the even layers have the window"
+    assert attention[1::2][..., ~seen].max() > 0.1, "the odd layers see everything before them"
