@@ -19,11 +19,37 @@
 // build
 //
 
-static void add_part(llama_interp * interp, llama_interp_capture & capture, ggml_tensor * t, int32_t head, bool outputs_only) {
+static void add_part(
+        llama_interp * interp, llama_interp_capture & capture, ggml_tensor * t, int32_t head, bool outputs_only, bool direct = false) {
     ggml_set_output(t);
     ggml_build_forward_expand(interp->build->gctx.gf, t);
 
-    capture.parts.push_back({ t, head, outputs_only });
+    capture.parts.push_back({ t, head, outputs_only, direct });
+}
+
+// an output keeps its memory until the end of the graph, unless it borrows it from another tensor
+static bool can_read_directly(const llama_interp_capture & capture, const ggml_tensor * cur) {
+    return !capture.copy && cur->op != GGML_OP_NONE && !cur->view_src && ggml_is_contiguous(cur);
+}
+
+bool llama_interp_capture_is_overwritten(const ggml_cgraph * gf, const ggml_tensor * t) {
+    const int n_nodes = ggml_graph_n_nodes(const_cast<ggml_cgraph *>(gf));
+    for (int i = 0; i < n_nodes; ++i) {
+        const ggml_tensor * node = ggml_graph_node(const_cast<ggml_cgraph *>(gf), i);
+        if (node->view_src != t) {
+            continue;
+        }
+        switch (node->op) {
+            case GGML_OP_VIEW:
+            case GGML_OP_RESHAPE:
+            case GGML_OP_PERMUTE:
+            case GGML_OP_TRANSPOSE:
+                break;
+            default:
+                return true; // an operation in place
+        }
+    }
+    return false;
 }
 
 void llama_interp_capture_attn_add(llama_interp * interp, llama_interp_capture & capture, ggml_tensor * t, int32_t head, bool outputs_only) {
@@ -50,7 +76,8 @@ static void build_attn(llama_interp * interp, llama_interp_capture & capture, gg
         }
     }
     if (heads.empty()) {
-        add_part(interp, capture, ggml_cont(ctx0, cur), -1, false);
+        const bool direct = can_read_directly(capture, cur);
+        add_part(interp, capture, direct ? cur : ggml_cont(ctx0, cur), -1, false, direct);
         return;
     }
     if (!llama_interp_build_room(interp, 4*heads.size())) {
@@ -95,7 +122,8 @@ void llama_interp_capture_build(llama_interp * interp, llama_interp_capture & ca
     const bool    outputs_only = n_rows != gctx.n_tokens && n_rows == gctx.n_outputs;
 
     if (capture.ranges.empty()) {
-        add_part(interp, capture, ggml_cont(ctx0, cur), -1, outputs_only);
+        const bool direct = can_read_directly(capture, cur);
+        add_part(interp, capture, direct ? cur : ggml_cont(ctx0, cur), -1, outputs_only, direct);
         return;
     }
 

@@ -101,6 +101,23 @@ llama_interp_build_scope::~llama_interp_build_scope() {
 // begin
 //
 
+// ggml-alloc keeps the plan of the last graph for the next one if both have as many nodes and leafs. two programs can
+// agree in that and yet differ in what must stay alive and in the order of the leafs: reserve a graph of one node, so
+// that no plan of another program is ever taken for this one's
+static void forget_plan(ggml_backend_sched_t sched) {
+    const size_t n_nodes = 8;
+
+    ggml_context_ptr ctx(ggml_init({ n_nodes*ggml_tensor_overhead() + ggml_graph_overhead_custom(n_nodes, false), nullptr, true }));
+
+    ggml_cgraph * gf = ggml_new_graph_custom(ctx.get(), n_nodes, false);
+    ggml_tensor * t  = ggml_new_tensor_1d(ctx.get(), GGML_TYPE_F32, 1);
+
+    ggml_set_input(t);
+    ggml_build_forward_expand(gf, ggml_sqr(ctx.get(), t));
+
+    ggml_backend_sched_reserve(sched, gf);
+}
+
 void llama_interp_graph_begin(const llm_graph_context & gctx) {
     auto * interp = gctx.cparams.interp;
 
@@ -119,9 +136,16 @@ void llama_interp_graph_begin(const llm_graph_context & gctx) {
         return;
     }
 
+    const bool planned = !interp->captures.empty() || !interp->edits.empty() || interp->start || interp->stop;
+    if (!interp->scanning && (planned || interp->planned)) {
+        forget_plan(gctx.sched);
+    }
+    interp->planned = planned;
+
     interp->build.reset(new llama_interp_build { gctx, {}, {}, false, 0, nullptr, 0, false, {} });
     interp->failed = false;
     interp->full   = false;
+    interp->again  = false;
     interp->n_built++;
 
     interp->inputs.clear();
@@ -359,7 +383,9 @@ static bool is_used(const llama_interp * interp, const ggml_tensor * t) {
     std::unordered_set<const ggml_tensor *> copies;
     for (const auto & capture : interp->captures) {
         for (const auto & part : capture.parts) {
-            copies.insert(part.t);
+            if (!part.direct) {
+                copies.insert(part.t);
+            }
         }
     }
 
@@ -399,6 +425,21 @@ static void check_targets(llama_interp * interp) {
     }
 }
 
+// a capture that was read directly but is written into later: the next build copies it
+static void check_direct(llama_interp * interp) {
+    for (auto & capture : interp->captures) {
+        for (const auto & part : capture.parts) {
+            if (part.direct && llama_interp_capture_is_overwritten(interp->build->gctx.gf, part.t)) {
+                capture.copy  = true;
+                interp->again = true;
+            }
+        }
+    }
+    if (interp->again) {
+        interp->fail("a capture needs a copy");
+    }
+}
+
 bool llama_interp_graph_end(const llm_graph_context & gctx) {
     auto * interp = gctx.cparams.interp;
     if (!interp || !interp->build) {
@@ -413,6 +454,7 @@ bool llama_interp_graph_end(const llm_graph_context & gctx) {
         }
         expand_inputs(build);
         check_targets(interp);
+        check_direct (interp);
     }
 
     interp->build.reset();

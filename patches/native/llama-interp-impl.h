@@ -82,9 +82,12 @@ struct llama_interp_capture {
         ggml_tensor * t;
         int32_t       head;         // -1: all
         bool          outputs_only; // the rows are those of the outputs
+        bool          direct;       // the model's own tensor, kept alive: no copy, no node added
     };
 
     std::vector<part> parts;
+
+    bool copy = false; // the graph writes into the tensor after it got its name
 
     // since the last clear
     ggml_type type = GGML_TYPE_F32;
@@ -172,7 +175,9 @@ struct llama_interp {
 
     bool     decoding  = false; // hooks act only inside llama_interp_decode and llama_interp_scan
     bool     failed    = false; // the graph that is being built must not run
+    bool     planned   = false; // the last graph had a program
     bool     full      = false; // ... because it needs more nodes
+    bool     again     = false; // ... because a capture needs a copy; built again, it will run
     uint32_t n_nodes   = 4096;  // headroom
     int64_t  n_built   = 0;
     int64_t  n_decoded = 0;     // ubatches
@@ -208,6 +213,9 @@ struct llama_interp_build_scope {
 void llama_interp_capture_build(llama_interp * interp, llama_interp_capture & capture, ggml_tensor * cur);
 
 void llama_interp_capture_attn_add(llama_interp * interp, llama_interp_capture & capture, ggml_tensor * t, int32_t head, bool outputs_only);
+
+// true if a node of the graph writes into a tensor after it was computed
+bool llama_interp_capture_is_overwritten(const ggml_cgraph * gf, const ggml_tensor * t);
 
 // an I32 input with the rows of the ubatch that lie in the ranges; null if there are none
 ggml_tensor * llama_interp_build_row_ids(llama_interp * interp, const std::vector<llama_interp_range> & ranges, bool outputs_only);

@@ -532,11 +532,14 @@ int32_t llama_interp_decode(llama_interp * interp, const llama_interp_batch * ba
     try {
         int32_t ret = decode_batch(interp, *batch);
 
-        // more room, then the whole batch again: what it left in the cache goes first
-        while (ret != 0 && interp->full && interp->n_nodes < (1u << 22)) {
-            interp->n_nodes *= 4;
-            interp->full     = false;
-            reserve_nodes(interp);
+        // more room or a copy, then the whole batch again: what it left in the cache goes first
+        while (ret != 0 && (interp->full || interp->again) && interp->n_nodes < (1u << 22)) {
+            if (interp->full) {
+                interp->n_nodes *= 4;
+                reserve_nodes(interp);
+            }
+            interp->full  = false;
+            interp->again = false;
             for (int32_t i = 0; i < batch->n_tokens; ++i) {
                 llama_interp_memory_seq_rm(interp, batch->seq[i], batch->pos[i], -1);
             }
