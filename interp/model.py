@@ -232,7 +232,7 @@ class Model:
             raise RunError(f'logits={logits!r}: give "all", "last" or None.')
         tokens = self._prompt(prompt)
         stop = None if stop_after is None else self._residual(stop_after)
-        program = Program(self._table, capture, edits, len(tokens), stop.layer if stop else None)
+        program = Program(self._table, capture, edits, len(tokens), last_layer=stop.layer if stop else None)
         # the last layer keeps only the rows of outputs: whoever looks inside wants all of them
         everywhere = logits == "all" or program.captures or program.edits
         outputs = np.ones(len(tokens), np.int8) if everywhere else _last_only(len(tokens))
@@ -281,6 +281,34 @@ class Model:
             return Generation(self.vocab.text(new[:-1]), new, run)
         return Generation(self.vocab.text(new), new, run)
 
+    def resume(self, resid, from_layer: int, tokens, edits=(), capture=()) -> Run:
+        """Run the layers from one on, on a residual stream that is given instead of computed.
+
+        With ``resid = run["resid_pre", from_layer]`` the logits equal those of the whole run bit for bit.
+
+        Args:
+            resid: ``(n_tokens, n_embd)``, what enters ``from_layer``.
+            from_layer: the first layer that is computed, at least 1; negative ones count from the end.
+            tokens: the prompt that the residual stream belongs to: a text or token ids.
+            edits: as in :meth:`run`; those below ``from_layer`` would reach nothing and are an error.
+            capture: as in :meth:`run`; a site without layers means the layers that are computed.
+
+        Raises:
+            RunError: another shape of ``resid``, or layer 0, which starts from tokens: edit ``resid_pre`` instead.
+        """
+        tokens = self._prompt(tokens)
+        first = self._table.layer_index(_as_layer(from_layer))
+        if first == 0:
+            raise RunError("Layer 0 starts from tokens. Replace its input: edits=interp.replace('resid_pre-0', resid).")
+        resid = np.ascontiguousarray(resid, dtype=np.float32)
+        if resid.shape != (len(tokens), self.n_embd):
+            raise RunError(f"resid has shape {resid.shape}; for this prompt it must be {(len(tokens), self.n_embd)}.")
+        program = Program(self._table, capture, edits, len(tokens), first_layer=first)
+        outputs = np.ones(len(tokens), np.int8)
+        with self._session(program, None, (self._residual(first - 1), resid)) as handle:
+            self._decode(program, handle, tokens, 0, outputs)
+            return self._as_run(program, tokens, self._logits(handle, outputs, "all"), handle)
+
     def unembed(self, resid) -> np.ndarray:
         """The model's own final norm and output head on residual streams.
 
@@ -306,10 +334,9 @@ class Model:
         for first in range(0, len(rows), self.n_ctx):
             part = rows[first : first + self.n_ctx]
             outputs = np.ones(len(part), np.int8)
-            with self._session(empty, None) as handle:
-                self._lib.start_set(handle, last.name.encode(), last.layer, last.occurrence, _floats(part), len(part))
+            with self._session(empty, None, (last, part)) as handle:
                 self._decode(empty, handle, [0] * len(part), 0, outputs)
-                self._lib.logits_read(handle, _floats(out[first : first + len(part)]), 0, len(part))
+                out[first : first + len(part)] = self._logits(handle, outputs, "all")
         return out.reshape(*resid.shape[:-1], self.n_vocab)
 
     # parts of a run
@@ -333,13 +360,17 @@ class Model:
         return found[0].key
 
     @contextmanager
-    def _session(self, program: Program, stop: Key | None):
+    def _session(self, program: Program, stop: Key | None, start: tuple[Key, np.ndarray] | None = None):
         """The program installed and an empty cache, both gone again at the end."""
         with self._locked() as handle:
             callback = program.install(self._lib, handle)
             try:
                 if stop is not None:
                     self._lib.stop_set(handle, stop.name.encode(), stop.layer, stop.occurrence)
+                if start is not None:
+                    key, rows = start
+                    name = key.name.encode()
+                    self._lib.start_set(handle, name, key.layer, key.occurrence, _floats(rows), len(rows))
                 self._lib.memory_clear(handle)
                 yield handle
             finally:

@@ -71,21 +71,27 @@ def head_indices(heads: tuple[int, ...] | None, site: Site) -> tuple[int, ...] |
     return tuple(head % site.n_head for head in heads)
 
 
-def select(table: SiteTable, selector: At, stop_layer: int | None = None) -> list[Site]:
+def select(table: SiteTable, selector: At, computed: range) -> list[Site]:
     """The sites that a selector means, one for each of its layers.
 
-    A selector without layers means all that are computed; one that names a layer after the last is an error.
+    A selector without layers means all that are computed; one that names another is an error.
     """
+
+    def is_computed(site: Site) -> bool:
+        return site.layer < 0 or site.layer in computed
+
     if selector.layers is None:
         found = table.find(selector.site)
-        computed = [site for site in found if stop_layer is None or site.layer <= stop_layer]
-        found = computed or found
-    else:
-        found = [site for layer in selector.layers for site in table.find(selector.site, layer)]
-    late = [site for site in found if stop_layer is not None and site.layer > stop_layer]
-    if late:
-        raise SiteError(f"{late[0].key} is not computed: the run stops after layer {stop_layer}.")
+        return [site for site in found if is_computed(site)] or _refuse(found[0], computed)
+    found = [site for layer in selector.layers for site in table.find(selector.site, layer)]
+    for site in found:
+        if not is_computed(site):
+            _refuse(site, computed)
     return found
+
+
+def _refuse(site: Site, computed: range) -> list[Site]:
+    raise SiteError(f"{site.key} is not computed: this run goes from layer {computed[0]} to layer {computed[-1]}.")
 
 
 def as_list(given, kinds: tuple[type, ...]) -> list:
@@ -107,11 +113,14 @@ class Program:
         captures: selectors or names.
         edits: edits.
         n_prompt: tokens of the prompt: what negative positions and ``"last"`` count from.
-        stop_layer: the last layer that is computed; None: all.
+        first_layer, last_layer: what is computed of a partial run.
     """
 
-    def __init__(self, table: SiteTable, captures, edits, n_prompt: int, stop_layer: int | None = None):
-        self._table, self._n_prompt, self._stop_layer = table, n_prompt, stop_layer
+    def __init__(
+        self, table: SiteTable, captures, edits, n_prompt: int, first_layer: int = 0, last_layer: int | None = None
+    ):
+        self._table, self._n_prompt = table, n_prompt
+        self._computed = range(first_layer, table.n_layer if last_layer is None else last_layer + 1)
         self.captures = self._resolve_captures(as_list(captures, (str, At)))
         self.edits = self._resolve_edits(as_list(edits, (Edit,)))
         self.exception: BaseException | None = None
@@ -119,7 +128,7 @@ class Program:
     def _resolve_captures(self, selectors: list) -> list[Captured]:
         found: dict = {}
         for selector in map(as_at, selectors):
-            for site in select(self._table, selector, self._stop_layer):
+            for site in select(self._table, selector, self._computed):
                 captured = Captured(site, head_indices(selector.heads, site), row_ranges(selector.rows, self._n_prompt))
                 if captured.ranges and site.rows_axis < 0:
                     raise SiteError(f"{site.key} has axes {site.axes}: no positions can be chosen.")
@@ -133,7 +142,7 @@ class Program:
         for edit in edits:
             if not isinstance(edit, Edit):
                 raise EditError(f"{edit!r} is no edit; make one with interp.edit(at, fn) or one of its kin.")
-            for site in select(self._table, edit.at, self._stop_layer):
+            for site in select(self._table, edit.at, self._computed):
                 if not site.editable:
                     raise EditError(
                         f"{site.key} is an input of the graph or holds no floats, so it cannot be edited. "

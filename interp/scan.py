@@ -11,6 +11,9 @@ from .sites import ATTENTION, Site
 #: the batch in which sites are listed
 _N_TOKENS = 13
 
+#: an input that stays empty when a prompt comes as tokens
+_UNUSED = {"inp_embd"}
+
 _HEADED = {"Qcur", "Kcur", "Vcur", "Qcur_normed", "Kcur_normed", "q_pe", "k_pe"}
 
 
@@ -24,7 +27,11 @@ def scan(lib: native.Library, handle: int, n_embd: int, n_vocab: int) -> list[Si
     for info in found:
         counts[info.name, info.il] = max(counts.get((info.name, info.il), 0), info.occurrence + 1)
     n_heads = {info.il: int(info.ne[2]) for info in found if info.name.decode() in ATTENTION}
-    return [_describe(info, counts[info.name, info.il], n_heads.get(info.il, 0), n_embd, n_vocab) for info in found]
+    return [
+        _describe(info, counts[info.name, info.il], n_heads.get(info.il, 0), n_embd, n_vocab)
+        for info in found
+        if info.name.decode() not in _UNUSED
+    ]
 
 
 def _get(lib: native.Library, handle: int, i: int) -> native.SiteInfo:

@@ -237,7 +237,7 @@ class SiteTable:
         layers = range(-1, self.n_layer) if layer is None else [self.layer_index(layer, text)]
         found = [site for il in layers for site in self._in_layer(name, il, occurrence)]
         if not found and layer is not None:
-            found = self._in_layer(name, -1, occurrence) if name not in ALIASES else []
+            found = self._in_layer(name, -1, occurrence)
         if not found:
             raise SiteError(self._absent(name, layer, occurrence))
         return found
@@ -250,7 +250,8 @@ class SiteTable:
         return layer % self.n_layer
 
     def _in_layer(self, name: str, layer: int, occurrence: int | None) -> list[Site]:
-        if name in ALIASES:
+        # an alias hides a graph's name that is spelled the same, unless an occurrence is asked for
+        if name in ALIASES and occurrence is None:
             key = self._alias(name, layer)
             return [self._by_key[key]] if key else []
         return self._candidate(name, layer, occurrence)
@@ -299,7 +300,7 @@ class SiteTable:
     def labels(self, key: Key) -> list[tuple[str, int]]:
         """Every (name, layer) under which a tensor can be asked for."""
         found = [(f"{key.name}#{key.occurrence}", key.layer)]
-        if key.occurrence == self._count[key.name, key.layer] - 1:
+        if key.occurrence == self._count[key.name, key.layer] - 1 and key.name not in ALIASES:
             found.append((key.name, key.layer))
         for alias in ALIASES:
             for layer in {key.layer, key.layer + 1 if key.layer >= 0 else 0, -1}:

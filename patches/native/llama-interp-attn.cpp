@@ -28,6 +28,8 @@ static ggml_tensor * build_cap(const llm_graph_context & gctx, ggml_tensor * kq,
 }
 
 // kq*scale + mask, the argument of the softmax as a tensor of its own
+// a masked key holds LLAMA_INTERP_MASKED: an edit limited to some rows multiplies the others by zero, and infinity
+// times zero is no number
 static ggml_tensor * build_logits(const llm_graph_context & gctx, ggml_tensor * kq, ggml_tensor * kq_mask, float kq_scale) {
     auto * ctx0 = gctx.ctx0;
 
@@ -36,7 +38,9 @@ static ggml_tensor * build_logits(const llm_graph_context & gctx, ggml_tensor * 
         return cur;
     }
 
-    ggml_tensor * mask = kq_mask->type == GGML_TYPE_F32 ? kq_mask : ggml_cast(ctx0, kq_mask, GGML_TYPE_F32);
+    ggml_tensor * mask = kq_mask->type == GGML_TYPE_F32 ? ggml_cont(ctx0, kq_mask) : ggml_cast(ctx0, kq_mask, GGML_TYPE_F32);
+
+    mask = ggml_clamp(ctx0, mask, LLAMA_INTERP_MASKED, -LLAMA_INTERP_MASKED);
 
     const float max_bias = gctx.hparams.f_max_alibi_bias;
     if (max_bias > 0.0f) {

@@ -384,6 +384,9 @@ static void read_attn(const llama_interp_capture & capture, const llama_interp_c
                     }
                 }
                 std::fill(out + cells.size(), out + n_key, fill);
+                if (fill < 0.0f) {
+                    std::replace_if(out, out + cells.size(), [](float x) { return x <= LLAMA_INTERP_MASKED*1e-4f; }, fill);
+                }
             }
         }
         h0 += n_head;

@@ -18,6 +18,9 @@
 #define LLAMA_INTERP_ATTN_LOGITS "attn_logits"
 #define LLAMA_INTERP_ATTN_PROJ   "attn_proj"
 
+// the logit of a masked key while attn_logits is a tensor of the graph; read back as -INFINITY
+#define LLAMA_INTERP_MASKED -1e30f
+
 //
 // rows: which token a row of a tensor belongs to
 //
