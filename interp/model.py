@@ -14,7 +14,7 @@ import numpy as np
 
 from . import native
 from .errors import ModelError, RunError, SiteError
-from .program import Program, as_list, decode
+from .program import END, Program, as_list, decode
 from .run import Generation, Run
 from .scan import scan
 from .sites import Key, Site, SiteTable
@@ -233,12 +233,12 @@ class Model:
         tokens = self._prompt(prompt)
         stop = None if stop_after is None else self._residual(stop_after)
         program = Program(self._table, capture, edits, len(tokens), last_layer=stop.layer if stop else None)
-        # the last layer keeps only the rows of outputs: whoever looks inside wants all of them
-        everywhere = logits == "all" or program.captures or program.edits
-        outputs = np.ones(len(tokens), np.int8) if everywhere else _last_only(len(tokens))
+        outputs = self._outputs(program, len(tokens), logits)
         with self._session(program, stop) as handle:
+            if logits != "all" and stop is None:
+                self._choose_logits(program, handle, outputs, len(tokens) - 1 if logits else None)
             self._decode(program, handle, tokens, 0, outputs)
-            read = None if stop is not None or logits is None else self._logits(handle, outputs, logits)
+            read = None if stop is not None or logits is None else self._logits(handle, logits, len(tokens))
             return self._as_run(program, tokens, read, handle)
 
     def generate(self, prompt, max_tokens: int = 64, edits=(), capture=(), temperature: float = 0.0, seed: int = 0) -> Generation:
@@ -264,17 +264,17 @@ class Model:
         program = Program(self._table, capture, edits, len(tokens))
         draw = np.random.default_rng(seed)
         one = np.ones(1, np.int8)
-        everywhere = bool(program.captures or program.edits)
-        outputs = np.ones(len(tokens), np.int8) if everywhere else _last_only(len(tokens))
+        outputs = self._outputs(program, len(tokens), "last")
         new: list[int] = []
         rows: list[np.ndarray] = []
         with self._session(program, None) as handle:
+            self._choose_logits(program, handle, outputs, len(tokens) - 1)
             self._decode(program, handle, tokens, 0, outputs)
-            rows.append(self._logits(handle, outputs, "last"))
+            rows.append(self._logits(handle, "last", len(tokens)))
             new.append(_choose(rows[-1][0], temperature, draw))
             while len(new) < max_tokens and not self.vocab.is_end(new[-1]) and len(tokens) + len(new) <= self.n_ctx:
                 self._decode(program, handle, new[-1:], len(tokens) + len(new) - 1, one)
-                rows.append(self._logits(handle, one, "last"))
+                rows.append(self._logits(handle, "last", 1))
                 new.append(_choose(rows[-1][0], temperature, draw))
             run = self._as_run(program, tokens + new[:-1], np.concatenate(rows), handle)
         if self.vocab.is_end(new[-1]):
@@ -307,7 +307,7 @@ class Model:
         outputs = np.ones(len(tokens), np.int8)
         with self._session(program, None, (self._residual(first - 1), resid)) as handle:
             self._decode(program, handle, tokens, 0, outputs)
-            return self._as_run(program, tokens, self._logits(handle, outputs, "all"), handle)
+            return self._as_run(program, tokens, self._logits(handle, "all", len(outputs)), handle)
 
     def unembed(self, resid) -> np.ndarray:
         """The model's own final norm and output head on residual streams.
@@ -336,7 +336,7 @@ class Model:
             outputs = np.ones(len(part), np.int8)
             with self._session(empty, None, (last, part)) as handle:
                 self._decode(empty, handle, [0] * len(part), 0, outputs)
-                out[first : first + len(part)] = self._logits(handle, outputs, "all")
+                out[first : first + len(part)] = self._logits(handle, "all", len(outputs))
         return out.reshape(*resid.shape[:-1], self.n_vocab)
 
     # parts of a run
@@ -383,11 +383,27 @@ class Model:
         if reason is not None:
             program.raise_kept(reason)
 
-    def _logits(self, handle: int, outputs: np.ndarray, which: str) -> np.ndarray:
-        n = int(outputs.sum())
-        first = 0 if which == "all" else n - 1
-        out = np.empty((n - first, self.n_vocab), np.float32)
-        if self._lib.logits_read(handle, _floats(out), first, n - first) != 0:
+    @staticmethod
+    def _outputs(program: Program, n: int, logits: str | None) -> np.ndarray:
+        """Which tokens are outputs: the last layer keeps only their rows, and whoever looks inside wants all."""
+        outputs = np.full(n, logits == "all" or not program.is_empty, np.int8)
+        outputs[-1] = 1
+        return outputs
+
+    def _choose_logits(self, program: Program, handle: int, outputs: np.ndarray, first: int | None) -> None:
+        """Spare the head where all rows of the last layer are kept but only some logits are wanted: those from
+        position ``first`` on, or none."""
+        named = self._table.has("l_out", self.n_layer - 1)
+        if program.is_within_layers and named and (first is None or outputs[:-1].any()) and outputs.all():
+            ranges = [] if first is None else [native.Range(first, END)]
+            self._lib.logits_set(handle, (native.Range * len(ranges))(*ranges), len(ranges))
+
+    def _logits(self, handle: int, which: str, n: int) -> np.ndarray:
+        """Logits of the last decode of ``n`` tokens: of all, or of the last."""
+        count = self._lib.logits_count(handle)
+        rows = n if which == "all" else 1
+        out = np.empty((rows, self.n_vocab), np.float32)
+        if self._lib.logits_read(handle, _floats(out), count - rows, rows) != 0:
             raise RunError((self._lib.error(handle) or b"no logits").decode())
         return out
 
@@ -407,12 +423,6 @@ def _as_layer(layer) -> int:
     if isinstance(layer, bool) or not hasattr(layer, "__index__"):
         raise SiteError(f"{layer!r} is no layer: give an integer.")
     return int(layer)
-
-
-def _last_only(n: int) -> np.ndarray:
-    outputs = np.zeros(n, np.int8)
-    outputs[-1] = 1
-    return outputs
 
 
 def _floats(array: np.ndarray):

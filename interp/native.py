@@ -187,10 +187,14 @@ _PROTOTYPES = {
     "set_edit_fn": (None, [c_void_p, EDIT_FN, c_void_p]),
     # int32_t llama_interp_start_set(.., name, il, occurrence, const float * data, int32_t n_rows)
     "start_set": (c_int32, [c_void_p, c_char_p, c_int32, c_int32, _FLOATS, c_int32]),
+    # int32_t llama_interp_logits_set(.., const struct llama_interp_range * ranges, int32_t n_ranges)
+    "logits_set": (c_int32, [c_void_p, POINTER(Range), c_int32]),
     # int32_t llama_interp_stop_set(.., const char * name, int32_t il, int32_t occurrence)
     "stop_set": (c_int32, [c_void_p, c_char_p, c_int32, c_int32]),
     # int32_t llama_interp_decode(.., const struct llama_interp_batch * batch)
     "decode": (c_int32, [c_void_p, POINTER(Batch)]),
+    # int32_t llama_interp_logits_count(const struct llama_interp *)
+    "logits_count": (c_int32, [c_void_p]),
     # int32_t llama_interp_logits_read(.., float * dst, int32_t first, int32_t n_rows)
     "logits_read": (c_int32, [c_void_p, _FLOATS, c_int32, c_int32]),
     # void llama_interp_memory_clear(struct llama_interp *)
@@ -205,6 +209,10 @@ _PROTOTYPES = {
     "capture_get_info": (c_int32, [c_void_p, c_int32, POINTER(CaptureInfo)]),
     # int32_t llama_interp_capture_read(.., int32_t id, void * dst, size_t n_bytes)
     "capture_read": (c_int32, [c_void_p, c_int32, c_void_p, c_size_t]),
+    # void * llama_interp_capture_take(.., int32_t id, size_t n_bytes)
+    "capture_take": (c_void_p, [c_void_p, c_int32, c_size_t]),
+    # void llama_interp_capture_free(void * data)
+    "capture_free": (None, [c_void_p]),
     # int32_t llama_interp_capture_rows(.., int32_t id, int32_t * pos, int32_t * seq)
     "capture_rows": (c_int32, [c_void_p, c_int32, _INTS, _INTS]),
     # void llama_interp_capture_clear(struct llama_interp *)

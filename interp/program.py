@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes as ct
+import math
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -15,7 +17,7 @@ from .graph import Tensor, Trace
 from .sites import At, Site, SiteTable, as_at
 
 #: above any position: the end of an open range
-_END = 2**31 - 1
+END = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ def row_ranges(rows, n_prompt: int) -> tuple[tuple[int, int], ...]:
     if rows == "last":
         return ((n_prompt - 1, n_prompt),)
     if rows == "generated":
-        return ((n_prompt, _END),)
+        return ((n_prompt, END),)
     for position in rows:
         if not -n_prompt <= position < n_prompt:
             raise SiteError(f"Position {position} is out of range: the prompt has {n_prompt} tokens.")
@@ -153,6 +155,15 @@ class Program:
                 ranges = row_ranges(edit.at.rows, self._n_prompt)
                 found.append(Applied(edit, site, head_indices(edit.at.heads, site), ranges))
         return found
+
+    @property
+    def is_empty(self) -> bool:
+        return not self.captures and not self.edits
+
+    @property
+    def is_within_layers(self) -> bool:
+        """Nothing is read or changed after the last layer."""
+        return not any(self._table.is_after_layers(part.site.key) for part in (*self.captures, *self.edits))
 
     # installing
 
@@ -260,6 +271,10 @@ def _mask(trace: Trace, applied: Applied, x: Tensor) -> Tensor | None:
     return mask
 
 
+#: from here on an array is taken over from the library instead of copied
+_TAKE_BYTES = 1 << 16
+
+
 def _read_one(lib: native.Library, handle: int, index: int, captured: Captured) -> np.ndarray:
     info = native.CaptureInfo()
     if lib.capture_get_info(handle, index, ct.byref(info)) != 0:
@@ -267,15 +282,28 @@ def _read_one(lib: native.Library, handle: int, index: int, captured: Captured) 
     site = captured.site
     dtype = np.int32 if info.type == native.GGML_TYPE_I32 else np.float32
     shape = tuple(int(d) for d in reversed(info.ne))
-    array = np.empty(shape, dtype)
-    if array.size and lib.capture_read(handle, index, array.ctypes.data, array.nbytes) != 0:
-        raise RunError(f"What was captured at {site.key} cannot be read.")
+    array = _take(lib, handle, index, shape, dtype)
+    if array is None:
+        array = np.empty(shape, dtype)
+        if array.size and lib.capture_read(handle, index, array.ctypes.data, array.nbytes) != 0:
+            raise RunError(f"What was captured at {site.key} cannot be read.")
     array = array.reshape(shape[len(shape) - len(site.shape) + (1 if site.n_heads else 0) :])
     if site.n_heads:
         array = array.reshape(array.shape[0], site.n_heads, -1)
     if captured.heads is not None and not site.is_attention:
         array = np.ascontiguousarray(np.take(array, captured.heads, axis=site.head_axis))
     return array
+
+
+def _take(lib: native.Library, handle: int, index: int, shape: tuple[int, ...], dtype) -> np.ndarray | None:
+    """The library's own memory as an array that frees it; None where a copy is needed or cheaper."""
+    n_bytes = math.prod(shape) * 4
+    pointer = lib.capture_take(handle, index, n_bytes) if n_bytes >= _TAKE_BYTES else None
+    if not pointer:
+        return None
+    buffer = (ct.c_byte * n_bytes).from_address(pointer)
+    weakref.finalize(buffer, lib.capture_free, pointer)
+    return np.frombuffer(buffer, dtype).reshape(shape)
 
 
 def decode(

@@ -206,6 +206,8 @@ class SiteTable:
         for site in self.sites:
             self._count[site.name, site.layer] = max(self._count.get((site.name, site.layer), 0), site.occurrence + 1)
         self._names = {site.name for site in self.sites}
+        self._order = {site.key: i for i, site in enumerate(self.sites)}
+        self._end_of_layers = max((i for i, site in enumerate(self.sites) if site.layer >= 0), default=-1)
         self._embedding = self._find_embedding(n_embd)
 
     def __getitem__(self, key: Key) -> Site:
@@ -241,6 +243,14 @@ class SiteTable:
         if not found:
             raise SiteError(self._absent(name, layer, occurrence))
         return found
+
+    def is_after_layers(self, key: Key) -> bool:
+        """Whether a tensor comes after the last one of the last layer, as the final norm does."""
+        return self._order[key] > self._end_of_layers
+
+    def has(self, name: str, layer: int) -> bool:
+        """Whether the graph names such a tensor in that layer."""
+        return (name, layer) in self._count
 
     def layer_index(self, layer: int, text: str = "") -> int:
         """A layer from 0, negative ones counted from the end."""

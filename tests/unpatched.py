@@ -44,6 +44,8 @@ class Unpatched:
         import llama_cpp
 
         self._cpp = llama_cpp
+        self._quiet = llama_cpp.llama_log_callback(lambda *_: None)  # kept: the library keeps only the address
+        llama_cpp.llama_log_set(self._quiet, None)
         llama_cpp.llama_backend_init()
         self._model = llama_cpp.llama_model_load_from_file(path.encode(), llama_cpp.llama_model_default_params())
         params = llama_cpp.llama_context_default_params()

@@ -13,6 +13,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
 
 //
@@ -173,10 +174,8 @@ static const llama_kv_cache * find_cache(llama_memory_i * memory, bool is_swa) {
     return nullptr;
 }
 
-using cells_t = std::map<llama_seq_id, std::vector<int32_t>>;
-
-static std::shared_ptr<const cells_t> find_cells(const llama_kv_cache * kv, const llama_interp_rows & rows, int64_t n_kv) {
-    auto res = std::make_shared<cells_t>();
+static std::shared_ptr<const llama_interp_cells> find_cells(const llama_kv_cache * kv, const llama_interp_rows & rows, int64_t n_kv) {
+    auto res = std::make_shared<llama_interp_cells>();
 
     for (const llama_seq_id seq : rows.seq) {
         if (res->count(seq)) {
@@ -195,6 +194,61 @@ static std::shared_ptr<const cells_t> find_cells(const llama_kv_cache * kv, cons
         }
     }
     return res;
+}
+
+static int64_t count_keys(const llama_interp_cells & cells) {
+    int64_t n_key = 0;
+    for (const auto & seq_cells : cells) {
+        n_key = std::max<int64_t>(n_key, seq_cells.second.size());
+    }
+    return n_key;
+}
+
+static bool is_straight(const std::vector<int32_t> & cells) {
+    for (size_t i = 0; i < cells.size(); ++i) {
+        if (cells[i] != (int32_t) i) {
+            return false;
+        }
+    }
+    return true;
+}
+
+// keys that a row's sequence does not have
+static float get_fill(const llama_interp_capture & capture) {
+    return capture.target.name == LLAMA_INTERP_ATTN_LOGITS ? -INFINITY : 0.0f;
+}
+
+// [n_kv, n_rows, n_head] of the cache's cells to [n_key, n_rows, n_head] of the sequence's tokens
+// dst is a window of rows in a tensor of n_dst_rows rows
+static void trim_keys(
+        const llama_interp_capture & capture,
+        const llama_interp_cells & all_cells, const llama_interp_rows & rows, const int64_t * ne, const float * src,
+        float * dst, int64_t n_key, int64_t n_dst_rows) {
+    const float fill   = get_fill(capture);
+    const bool  masked = fill < 0.0f;
+
+    for (int64_t r = 0; r < ne[1]; ++r) {
+        const auto & cells    = all_cells.at(rows.seq[r]);
+        const size_t n_cells  = cells.size();
+        const bool   straight = is_straight(cells) && (int64_t) n_cells <= ne[0];
+
+        for (int64_t h = 0; h < ne[2]; ++h) {
+            const float * in  = src + (h*ne[1]      + r)*ne[0];
+            float       * out = dst + (h*n_dst_rows + r)*n_key;
+
+            if (straight) {
+                memcpy(out, in, n_cells*sizeof(float));
+            } else {
+                for (size_t c = 0; c < n_cells; ++c) {
+                    out[c] = cells[c] < ne[0] ? in[cells[c]] : fill;
+                }
+            }
+            std::fill(out + n_cells, out + n_key, fill);
+            if (masked) {
+                std::replace_if(out, out + n_cells, [](float x) { return x <= LLAMA_INTERP_MASKED*1e-4f; }, fill);
+            }
+        }
+    }
 }
 
 // what of this ubatch the graph's rows are; shared between the captures
@@ -222,20 +276,40 @@ struct ubatch_rows {
     }
 };
 
-static llama_interp_chunk read_part(ggml_backend_sched_t sched, const llama_interp_capture::part & part) {
+// asynchronous where the backend can: llama_interp_decode synchronises once, after the last ubatch
+static void read_async(ggml_backend_t backend, const ggml_tensor * t, void * dst) {
+    if (backend) {
+        ggml_backend_tensor_get_async(backend, t, dst, 0, ggml_nbytes(t));
+    } else {
+        ggml_backend_tensor_get(t, dst, 0, ggml_nbytes(t));
+    }
+}
+
+static llama_interp_chunk read_part(
+        llama_interp * interp, const llama_interp_capture & capture, const llama_interp_capture::part & part,
+        llama_interp_rows_ptr rows, std::shared_ptr<const llama_interp_cells> cells) {
     llama_interp_chunk chunk;
 
     memcpy(chunk.ne, part.t->ne, sizeof(chunk.ne));
-    chunk.n_bytes = ggml_nbytes(part.t);
-    chunk.head    = part.head;
-    chunk.data.reset(new uint8_t[chunk.n_bytes]);
+    chunk.head = part.head;
+    chunk.rows = rows;
 
-    // asynchronous where the backend can: llama_interp_decode synchronises once, after the last ubatch
-    ggml_backend_t backend = ggml_backend_sched_get_tensor_backend(sched, part.t);
-    if (backend) {
-        ggml_backend_tensor_get_async(backend, part.t, chunk.data.get(), 0, chunk.n_bytes);
+    ggml_backend_t backend = ggml_backend_sched_get_tensor_backend(interp->lctx->get_sched(), part.t);
+
+    // the CPU has computed by now: trim straight from the tensor, one copy less
+    const bool on_cpu = backend && ggml_backend_buffer_is_host(part.t->buffer) &&
+        ggml_backend_dev_type(ggml_backend_get_device(backend)) == GGML_BACKEND_DEVICE_TYPE_CPU;
+
+    if (cells && on_cpu) {
+        chunk.ne[0]   = count_keys(*cells);
+        chunk.n_bytes = chunk.ne[0]*chunk.ne[1]*chunk.ne[2]*sizeof(float);
+        chunk.data.reset((uint8_t *) malloc(chunk.n_bytes));
+        trim_keys(capture, *cells, *rows, part.t->ne, (const float *) part.t->data, (float *) chunk.data.get(), chunk.ne[0], chunk.ne[1]);
     } else {
-        ggml_backend_tensor_get(part.t, chunk.data.get(), 0, chunk.n_bytes);
+        chunk.n_bytes = ggml_nbytes(part.t);
+        chunk.data.reset((uint8_t *) malloc(chunk.n_bytes));
+        chunk.cells = cells;
+        read_async(backend, part.t, chunk.data.get());
     }
     return chunk;
 }
@@ -245,25 +319,24 @@ void llama_interp_capture_gather(llama_interp * interp, const llama_ubatch & uba
 
     const auto & hparams = interp->lctx->get_model().hparams;
 
-    std::map<std::pair<const llama_kv_cache *, const llama_interp_rows *>, std::shared_ptr<const cells_t>> cells;
+    std::map<std::pair<const llama_kv_cache *, const llama_interp_rows *>, std::shared_ptr<const llama_interp_cells>> cells;
 
     for (auto & capture : interp->captures) {
         for (const auto & part : capture.parts) {
-            auto chunk = read_part(interp->lctx->get_sched(), part);
+            const auto part_rows = rows.get(part.outputs_only, capture.ranges);
 
-            chunk.rows   = rows.get(part.outputs_only, capture.ranges);
-            capture.type = part.t->type;
-
+            std::shared_ptr<const llama_interp_cells> part_cells;
             if (capture.kind == LLAMA_INTERP_CAPTURE_ATTN) {
                 const auto * kv = find_cache(interp->lctx->get_memory(), hparams.is_swa(capture.target.il));
 
-                auto & found = cells[{ kv, chunk.rows.get() }];
+                auto & found = cells[{ kv, part_rows.get() }];
                 if (!found) {
-                    found = find_cells(kv, *chunk.rows, chunk.ne[0]);
+                    found = find_cells(kv, *part_rows, part.t->ne[0]);
                 }
-                chunk.cells = found;
+                part_cells = found;
             }
-            capture.chunks.push_back(std::move(chunk));
+            capture.type = part.t->type;
+            capture.chunks.push_back(read_part(interp, capture, part, part_rows, part_cells));
         }
     }
 }
@@ -284,9 +357,7 @@ static bool is_first_of_rows(const llama_interp_capture & capture, size_t i) {
 static int64_t count_keys(const llama_interp_capture & capture) {
     int64_t n_key = 0;
     for (const auto & chunk : capture.chunks) {
-        for (const auto & seq_cells : *chunk.cells) {
-            n_key = std::max<int64_t>(n_key, seq_cells.second.size());
-        }
+        n_key = std::max(n_key, chunk.cells ? count_keys(*chunk.cells) : chunk.ne[0]);
     }
     return n_key;
 }
@@ -297,7 +368,7 @@ static int32_t count_heads(const llama_interp_capture & capture) {
         if (i > 0 && is_first_of_rows(capture, i)) {
             break;
         }
-        n_head += capture.chunks[i].head >= 0 ? 1 : (int32_t) capture.chunks[i].ne[2];
+        n_head += (int32_t) capture.chunks[i].ne[2];
     }
     return n_head;
 }
@@ -339,57 +410,36 @@ int32_t llama_interp_capture_get_info(const llama_interp * interp, int32_t id, l
     return 0;
 }
 
-static bool is_identity(const std::vector<int32_t> & cells) {
-    for (size_t i = 0; i < cells.size(); ++i) {
-        if (cells[i] != (int32_t) i) {
-            return false;
-        }
-    }
-    return true;
-}
-
 static void read_attn(const llama_interp_capture & capture, const llama_interp_capture_info & info, float * dst) {
     const int64_t n_key   = info.ne[0];
     const int64_t n_query = info.ne[1];
-
-    // keys that a row's sequence did not have yet
-    const float fill = capture.target.name == LLAMA_INTERP_ATTN_LOGITS ? -INFINITY : 0.0f;
 
     int64_t row0 = 0;
     int64_t h0   = 0;
     for (size_t i = 0; i < capture.chunks.size(); ++i) {
         const auto & chunk = capture.chunks[i];
 
-        const int64_t n_rows = chunk.rows->pos.size();
-        const int64_t n_head = chunk.head >= 0 ? 1 : chunk.ne[2];
-
         if (i > 0 && is_first_of_rows(capture, i)) {
             row0 += capture.chunks[i - 1].rows->pos.size();
             h0    = 0;
         }
 
-        for (int64_t r = 0; r < n_rows; ++r) {
-            const auto & cells    = chunk.cells->at(chunk.rows->seq[r]);
-            const bool   straight = is_identity(cells);
+        const float * src = (const float *) chunk.data.get();
+        float       * out = dst + (h0*n_query + row0)*n_key;
 
-            for (int64_t h = 0; h < n_head; ++h) {
-                const float * src = (const float *) chunk.data.get() + (h*n_rows + r)*chunk.ne[0];
-                float       * out = dst + ((h0 + h)*n_query + row0 + r)*n_key;
-
-                if (straight) {
-                    memcpy(out, src, cells.size()*sizeof(float));
-                } else {
-                    for (size_t c = 0; c < cells.size(); ++c) {
-                        out[c] = cells[c] < chunk.ne[0] ? src[cells[c]] : fill;
-                    }
-                }
-                std::fill(out + cells.size(), out + n_key, fill);
-                if (fill < 0.0f) {
-                    std::replace_if(out, out + cells.size(), [](float x) { return x <= LLAMA_INTERP_MASKED*1e-4f; }, fill);
+        if (chunk.cells) {
+            trim_keys(capture, *chunk.cells, *chunk.rows, chunk.ne, src, out, n_key, n_query);
+        } else {
+            // trimmed already; later ubatches may have brought more keys
+            for (int64_t h = 0; h < chunk.ne[2]; ++h) {
+                for (int64_t r = 0; r < chunk.ne[1]; ++r) {
+                    float * row = out + (h*n_query + r)*n_key;
+                    memcpy(row, src + (h*chunk.ne[1] + r)*chunk.ne[0], chunk.ne[0]*sizeof(float));
+                    std::fill(row + chunk.ne[0], row + n_key, get_fill(capture));
                 }
             }
         }
-        h0 += n_head;
+        h0 += chunk.ne[2];
     }
 }
 
@@ -400,6 +450,11 @@ int32_t llama_interp_capture_read(const llama_interp * interp, int32_t id, void 
     const auto * capture = find_capture(interp, id);
     if (!capture || llama_interp_capture_get_info(interp, id, &info) != 0) {
         return -1;
+    }
+    for (const auto & chunk : capture->chunks) {
+        if (!chunk.data) {
+            return -1; // taken
+        }
     }
     if (n_bytes != (size_t) (info.ne[0]*info.ne[1]*info.ne[2]*info.ne[3])*sizeof(float)) {
         return -1;
@@ -430,6 +485,21 @@ int32_t llama_interp_capture_read(const llama_interp * interp, int32_t id, void 
         }
     }
     return 0;
+}
+
+void * llama_interp_capture_take(llama_interp * interp, int32_t id, size_t n_bytes) {
+    if (!find_capture(interp, id)) {
+        return nullptr;
+    }
+    auto & chunks = interp->captures[id].chunks;
+    if (chunks.size() != 1 || chunks[0].cells || chunks[0].n_bytes != n_bytes) {
+        return nullptr;
+    }
+    return chunks[0].data.release();
+}
+
+void llama_interp_capture_free(void * data) {
+    free(data);
 }
 
 int32_t llama_interp_capture_rows(const llama_interp * interp, int32_t id, int32_t * pos, int32_t * seq) {

@@ -136,13 +136,13 @@ void llama_interp_graph_begin(const llm_graph_context & gctx) {
         return;
     }
 
-    const bool planned = !interp->captures.empty() || !interp->edits.empty() || interp->start || interp->stop;
+    const bool planned = !interp->captures.empty() || !interp->edits.empty() || interp->start || interp->stop || interp->choose_logits;
     if (!interp->scanning && (planned || interp->planned)) {
         forget_plan(gctx.sched);
     }
     interp->planned = planned;
 
-    interp->build.reset(new llama_interp_build { gctx, {}, {}, false, 0, nullptr, 0, false, {} });
+    interp->build.reset(new llama_interp_build { gctx, {}, {}, nullptr, 0, nullptr, 0, false, {} });
     interp->failed = false;
     interp->full   = false;
     interp->again  = false;
@@ -150,6 +150,7 @@ void llama_interp_graph_begin(const llm_graph_context & gctx) {
 
     interp->inputs.clear();
     interp->sites .clear();
+    interp->t_logits = nullptr;
 
     for (auto & capture : interp->captures) {
         capture.target.hit = false;
@@ -280,7 +281,29 @@ static void apply_stop(llama_interp * interp, ggml_tensor * cur) {
         build.stop_nodes.push_back(ggml_graph_node(build.gctx.gf, i));
     }
 
-    build.stopped = true;
+    build.stopped = cur;
+}
+
+// after the last layer: only the rows whose logits are wanted go on to the head
+static void apply_logits(llama_interp * interp, ggml_tensor *& cur) {
+    auto & build = *interp->build;
+
+    if (cur->ne[1] != build.gctx.n_tokens || ggml_nrows(cur) != cur->ne[1]) {
+        interp->fail("logits can be chosen only where all tokens are outputs");
+        return;
+    }
+    if (!llama_interp_build_room(interp, 2)) {
+        return;
+    }
+
+    llama_interp_build_scope scope(build);
+
+    ggml_tensor * ids = llama_interp_build_row_ids(interp, interp->logits_ranges, false);
+    if (!ids) {
+        apply_stop(interp, cur);
+        return;
+    }
+    cur = ggml_get_rows(build.gctx.ctx0, cur, ids);
 }
 
 static void scan_add(llama_interp * interp, const ggml_tensor * cur, const char * name, int il, int occurrence) {
@@ -342,6 +365,10 @@ void llama_interp_graph_tensor(const llm_graph_context & gctx, ggml_tensor *& cu
         interp->stop->hit = true;
         apply_stop(interp, cur);
     }
+
+    if (!interp->failed && interp->choose_logits && !build.stopped && il == gctx.n_layer - 1 && strcmp(name, "l_out") == 0) {
+        apply_logits(interp, cur);
+    }
 }
 
 //
@@ -376,7 +403,7 @@ static void expand_inputs(llama_interp_build & build) {
 static bool is_used(const llama_interp * interp, const ggml_tensor * t) {
     const auto & gctx = interp->build->gctx;
 
-    if (t == gctx.res->t_logits || t == gctx.res->t_embd) {
+    if (t == gctx.res->t_logits || t == gctx.res->t_embd || t == interp->build->stopped) {
         return true;
     }
 
@@ -455,6 +482,12 @@ bool llama_interp_graph_end(const llm_graph_context & gctx) {
         expand_inputs(build);
         check_targets(interp);
         check_direct (interp);
+        if (interp->choose_logits) {
+            // llama_decode would read as many rows as there are outputs
+            interp->t_logits     = gctx.res->t_logits;
+            gctx.res->t_logits   = nullptr;
+            gctx.res->t_embd     = nullptr;
+        }
     }
 
     interp->build.reset();
@@ -472,6 +505,12 @@ void llama_interp_graph_done(llama_context & lctx, const llm_graph_result & res,
 
     interp->n_decoded++;
     llama_interp_capture_gather(interp, ubatch);
+
+    if (interp->t_logits) {
+        const size_t n_old = interp->logits.size();
+        interp->logits.resize(n_old + ggml_nelements(interp->t_logits));
+        ggml_backend_tensor_get(interp->t_logits, interp->logits.data() + n_old, 0, ggml_nbytes(interp->t_logits));
+    }
 }
 
 uint32_t llama_interp_graph_n_nodes(const llama_cparams & cparams) {

@@ -7,6 +7,7 @@
 
 #include "ggml-cpp.h"
 
+#include <cstdlib>
 #include <map>
 #include <memory>
 #include <string>
@@ -56,17 +57,23 @@ struct llama_interp_target {
     std::string str() const;
 };
 
+using llama_interp_cells = std::map<llama_seq_id, std::vector<int32_t>>;
+
 // what one ubatch left behind
 struct llama_interp_chunk {
     int64_t ne[4];
     size_t  n_bytes;
 
-    std::unique_ptr<uint8_t[]> data;
+    struct free_deleter {
+        void operator()(uint8_t * p) const { free(p); }
+    };
+
+    std::unique_ptr<uint8_t, free_deleter> data; // malloc: a caller may take it
 
     llama_interp_rows_ptr rows;
 
-    // attention: the cells of each sequence, in the order of its tokens
-    std::shared_ptr<const std::map<llama_seq_id, std::vector<int32_t>>> cells;
+    // attention that is not trimmed yet: the cells of each sequence, in the order of its tokens
+    std::shared_ptr<const llama_interp_cells> cells;
 
     int32_t head = -1; // attention: the one head that this chunk holds, -1: all
 };
@@ -138,7 +145,7 @@ struct llama_interp_build {
     std::map<std::pair<std::string, int32_t>, int32_t> counts;
 
     std::vector<ggml_tensor *> stop_nodes; // what a run that ends early needs
-    bool                       stopped = false;
+    const ggml_tensor *        stopped = nullptr; // at this tensor
 
     size_t mem_added = 0; // of the graph's context, by us
 
@@ -164,6 +171,11 @@ struct llama_interp {
     int64_t                              start_n_embd = 0;
 
     std::unique_ptr<llama_interp_target> stop;
+
+    bool                            choose_logits = false; // llama_interp_logits_set
+    std::vector<llama_interp_range> logits_ranges;
+    ggml_tensor *                   t_logits = nullptr;    // in the current graph
+    std::vector<float>              logits;                // of the last decode
 
     std::vector<llama_interp_const_buf> consts;
 

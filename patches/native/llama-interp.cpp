@@ -309,6 +309,9 @@ void llama_interp_program_clear(llama_interp * interp) {
     interp->stop    .reset();
     interp->start_data.clear();
 
+    interp->choose_logits = false;
+    interp->logits_ranges.clear();
+
     interp->version++;
 }
 
@@ -382,6 +385,17 @@ int32_t llama_interp_stop_set(llama_interp * interp, const char * name, int32_t 
         return -1;
     }
     interp->stop.reset(new llama_interp_target { name, il, occurrence });
+    interp->version++;
+
+    return 0;
+}
+
+int32_t llama_interp_logits_set(llama_interp * interp, const llama_interp_range * ranges, int32_t n_ranges) {
+    interp->choose_logits = true;
+    interp->logits_ranges.assign(ranges, ranges + n_ranges);
+    if (n_ranges == 0) {
+        interp->logits_ranges.push_back({ 0, 0 });
+    }
     interp->version++;
 
     return 0;
@@ -509,11 +523,14 @@ static int32_t decode_batch(llama_interp * interp, const llama_interp_batch & in
     interp->failed    = false;
     interp->decoding  = true;
     interp->n_outputs = 0;
+    interp->logits.clear();
 
     const int32_t ret = llama_decode(interp->lctx, batch);
     interp->lctx->synchronize();
 
-    if (ret == 0 && !interp->stop) {
+    if (ret == 0 && interp->choose_logits) {
+        interp->n_outputs = (int32_t) (interp->logits.size()/llama_vocab_n_tokens(llama_model_get_vocab(&interp->lctx->get_model())));
+    } else if (ret == 0 && !interp->stop) {
         interp->n_outputs = (int32_t) std::count_if(in.output, in.output + in.n_tokens, [](int8_t o) { return o != 0; });
     }
 
@@ -558,8 +575,12 @@ int32_t llama_interp_decode(llama_interp * interp, const llama_interp_batch * ba
     }
 }
 
+int32_t llama_interp_logits_count(const llama_interp * interp) {
+    return interp->n_outputs;
+}
+
 int32_t llama_interp_logits_read(llama_interp * interp, float * dst, int32_t first, int32_t n_rows) {
-    const float * logits = llama_get_logits(interp->lctx);
+    const float * logits = interp->choose_logits ? interp->logits.data() : llama_get_logits(interp->lctx);
     if (!logits || first < 0 || n_rows < 0 || first + n_rows > interp->n_outputs) {
         interp->error = "the last decode left no such logits";
         return -1;

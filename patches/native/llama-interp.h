@@ -218,6 +218,11 @@ LLAMA_API int32_t llama_interp_start_set(
                 const float * data,
                     int32_t   n_rows);
 
+// logits only for tokens at these positions, whatever else is read: the residual stream keeps all its rows up to the
+// end of the last layer, and the head runs on the chosen ones; n_ranges 0: for none
+// the batch has to ask for the outputs of all its tokens
+LLAMA_API int32_t llama_interp_logits_set(struct llama_interp * interp, const struct llama_interp_range * ranges, int32_t n_ranges);
+
 // end the graph with this tensor: no logits
 LLAMA_API int32_t llama_interp_stop_set(struct llama_interp * interp, const char * name, int32_t il, int32_t occurrence);
 
@@ -239,6 +244,7 @@ struct llama_interp_batch {
 LLAMA_API int32_t llama_interp_decode(struct llama_interp * interp, const struct llama_interp_batch * batch);
 
 // logits of the last decode, one row of n_vocab for each output, in the order of the batch; n_rows of them from `first`
+LLAMA_API int32_t llama_interp_logits_count(const struct llama_interp * interp);
 LLAMA_API int32_t llama_interp_logits_read(struct llama_interp * interp, float * dst, int32_t first, int32_t n_rows);
 
 LLAMA_API void    llama_interp_memory_clear (struct llama_interp * interp);
@@ -265,6 +271,12 @@ LLAMA_API int32_t llama_interp_capture_get_info(const struct llama_interp * inte
 
 // contiguous, ggml's order
 LLAMA_API int32_t llama_interp_capture_read(const struct llama_interp * interp, int32_t id, void * dst, size_t n_bytes);
+
+// hand over what llama_interp_capture_read would copy, where it lies in one piece; NULL where it does not
+// the caller frees it
+LLAMA_API void * llama_interp_capture_take(struct llama_interp * interp, int32_t id, size_t n_bytes);
+
+LLAMA_API void llama_interp_capture_free(void * data);
 
 // position and sequence of each row
 LLAMA_API int32_t llama_interp_capture_rows(const struct llama_interp * interp, int32_t id, int32_t * pos, int32_t * seq);
