@@ -128,7 +128,7 @@ class Model:
         self._can_generate = bool(info.has_memory) and not info.has_encoder
         self.vocab = Vocab(self._lib, self._handle, info)
         self.arch = self._meta("general.architecture")
-        self.name = self._meta("general.name") or self.path.stem
+        self.name = self.path.stem  # what the user knows it by; general.name is often a training label
 
     def __repr__(self) -> str:
         return f"Model({self.name!r}, {self.arch}, {self.n_layer} layers, {self.n_head} heads, n_embd {self.n_embd})"
