@@ -209,6 +209,7 @@ class SiteTable:
         self._order = {site.key: i for i, site in enumerate(self.sites)}
         self._end_of_layers = max((i for i, site in enumerate(self.sites) if site.layer >= 0), default=-1)
         self._embedding = self._find_embedding(n_embd)
+        self._labels: dict[Key, list[tuple[str, int]]] = {}
 
     def __getitem__(self, key: Key) -> Site:
         return self._by_key[key]
@@ -309,6 +310,11 @@ class SiteTable:
 
     def labels(self, key: Key) -> list[tuple[str, int]]:
         """Every (name, layer) under which a tensor can be asked for."""
+        if key not in self._labels:
+            self._labels[key] = self._find_labels(key)
+        return self._labels[key]
+
+    def _find_labels(self, key: Key) -> list[tuple[str, int]]:
         found = [(f"{key.name}#{key.occurrence}", key.layer)]
         if key.occurrence == self._count[key.name, key.layer] - 1 and key.name not in ALIASES:
             found.append((key.name, key.layer))

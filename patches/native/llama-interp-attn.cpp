@@ -112,6 +112,20 @@ static bool select_queries(llama_interp * interp, attn_side & side, const std::v
     return true;
 }
 
+// flash attention wants the mask in half precision, the softmax is faster with floats: one conversion for all layers
+static ggml_tensor * widen_mask(llama_interp * interp, ggml_tensor * kq_mask) {
+    if (!kq_mask || kq_mask->type == GGML_TYPE_F32 || !llama_interp_build_room(interp, 1)) {
+        return kq_mask;
+    }
+
+    auto & res = interp->build->masks[kq_mask];
+    if (!res) {
+        llama_interp_build_scope scope(*interp->build);
+        res = ggml_cast(interp->build->gctx.ctx0, kq_mask, GGML_TYPE_F32);
+    }
+    return res;
+}
+
 // one head of its own: the others cost nothing
 static attn_side select_head(const llm_graph_context & gctx, const attn_side & side, int32_t head) {
     auto * ctx0 = gctx.ctx0;
@@ -186,9 +200,9 @@ void llama_interp_attn_side(
         return;
     }
 
-    const attn_side side = { q, k, kq_b, kq_mask, sinks, kq_scale };
-
     const bool flash = gctx.cparams.flash_attn && !kq_b && !llama_interp_attn_eager(gctx, il);
+
+    attn_side side = { q, k, kq_b, kq_mask, sinks, kq_scale };
 
     if (interp->scanning) {
         ggml_tensor * logits = build_side(gctx, side, true);
@@ -203,6 +217,10 @@ void llama_interp_attn_side(
     if (k->ne[3] != 1 && (interp->wants(LLAMA_INTERP_ATTN_SCORES, il) || interp->wants(LLAMA_INTERP_ATTN_LOGITS, il))) {
         interp->fail("attention can be read only from a unified KV cache");
         return;
+    }
+
+    if (interp->wants(LLAMA_INTERP_ATTN_SCORES, il) || interp->wants(LLAMA_INTERP_ATTN_LOGITS, il)) {
+        side.kq_mask = widen_mask(interp, kq_mask);
     }
 
     for (auto & capture : interp->captures) {

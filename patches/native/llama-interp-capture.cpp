@@ -291,8 +291,8 @@ static llama_interp_chunk read_part(
     llama_interp_chunk chunk;
 
     memcpy(chunk.ne, part.t->ne, sizeof(chunk.ne));
-    chunk.head = part.head;
-    chunk.rows = rows;
+    chunk.rows  = rows;
+    chunk.first = &part == &capture.parts.front();
 
     ggml_backend_t backend = ggml_backend_sched_get_tensor_backend(interp->lctx->get_sched(), part.t);
 
@@ -349,11 +349,6 @@ static const llama_interp_capture * find_capture(const llama_interp * interp, in
     return id >= 0 && id < (int32_t) interp->captures.size() ? &interp->captures[id] : nullptr;
 }
 
-// chunks of one ubatch that hold single heads stand side by side: count the rows once
-static bool is_first_of_rows(const llama_interp_capture & capture, size_t i) {
-    return i == 0 || capture.chunks[i].rows != capture.chunks[i - 1].rows || capture.chunks[i].head <= capture.chunks[i - 1].head;
-}
-
 static int64_t count_keys(const llama_interp_capture & capture) {
     int64_t n_key = 0;
     for (const auto & chunk : capture.chunks) {
@@ -365,7 +360,7 @@ static int64_t count_keys(const llama_interp_capture & capture) {
 static int32_t count_heads(const llama_interp_capture & capture) {
     int32_t n_head = 0;
     for (size_t i = 0; i < capture.chunks.size(); ++i) {
-        if (i > 0 && is_first_of_rows(capture, i)) {
+        if (i > 0 && capture.chunks[i].first) {
             break;
         }
         n_head += (int32_t) capture.chunks[i].ne[2];
@@ -387,9 +382,9 @@ int32_t llama_interp_capture_get_info(const llama_interp * interp, int32_t id, l
         info->ne[d] = capture->chunks.empty() ? 0 : capture->chunks[0].ne[d];
     }
 
-    for (size_t i = 0; i < capture->chunks.size(); ++i) {
-        if (is_first_of_rows(*capture, i)) {
-            info->n_rows += (int32_t) capture->chunks[i].rows->pos.size();
+    for (const auto & chunk : capture->chunks) {
+        if (chunk.first) {
+            info->n_rows += (int32_t) chunk.rows->pos.size();
         }
     }
 
@@ -419,7 +414,7 @@ static void read_attn(const llama_interp_capture & capture, const llama_interp_c
     for (size_t i = 0; i < capture.chunks.size(); ++i) {
         const auto & chunk = capture.chunks[i];
 
-        if (i > 0 && is_first_of_rows(capture, i)) {
+        if (i > 0 && chunk.first) {
             row0 += capture.chunks[i - 1].rows->pos.size();
             h0    = 0;
         }
@@ -508,11 +503,11 @@ int32_t llama_interp_capture_rows(const llama_interp * interp, int32_t id, int32
         return -1;
     }
     int32_t n = 0;
-    for (size_t i = 0; i < capture->chunks.size(); ++i) {
-        if (!is_first_of_rows(*capture, i)) {
+    for (const auto & chunk : capture->chunks) {
+        if (!chunk.first) {
             continue;
         }
-        const auto & rows = *capture->chunks[i].rows;
+        const auto & rows = *chunk.rows;
         for (size_t r = 0; r < rows.pos.size(); ++r, ++n) {
             pos[n] = rows.pos[r];
             seq[n] = rows.seq[r];

@@ -142,7 +142,7 @@ void llama_interp_graph_begin(const llm_graph_context & gctx) {
     }
     interp->planned = planned;
 
-    interp->build.reset(new llama_interp_build { gctx, {}, {}, nullptr, 0, nullptr, 0, false, {} });
+    interp->build.reset(new llama_interp_build { gctx, {}, {}, nullptr, {}, 0, nullptr, 0, false, {} });
     interp->failed = false;
     interp->full   = false;
     interp->again  = false;

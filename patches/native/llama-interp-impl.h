@@ -75,7 +75,7 @@ struct llama_interp_chunk {
     // attention that is not trimmed yet: the cells of each sequence, in the order of its tokens
     std::shared_ptr<const llama_interp_cells> cells;
 
-    int32_t head = -1; // attention: the one head that this chunk holds, -1: all
+    bool first = true; // of its ubatch: the chunks of single heads that follow have the same rows
 };
 
 struct llama_interp_capture {
@@ -147,6 +147,8 @@ struct llama_interp_build {
     std::vector<ggml_tensor *> stop_nodes; // what a run that ends early needs
     const ggml_tensor *        stopped = nullptr; // at this tensor
 
+    std::map<const ggml_tensor *, ggml_tensor *> masks; // of attention, as floats
+
     size_t mem_added = 0; // of the graph's context, by us
 
     // during an edit
@@ -198,6 +200,7 @@ struct llama_interp {
     int64_t  n_decoded = 0;     // ubatches
 
     int32_t  n_outputs = 0;     // of the last decode
+    bool     tainted   = false; // the cache may hold infinities: a run that did not compute its own values filled it
 
     // scan
     bool                           scanning = false;

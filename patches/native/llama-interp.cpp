@@ -503,6 +503,13 @@ static const char * check_batch(const llama_interp * interp, const llama_interp_
     return nullptr;
 }
 
+// true if values from outside can get into the cache
+static bool fills_cache(const llama_interp * interp) {
+    const int32_t n_layer = interp->lctx->get_model().hparams.n_layer();
+
+    return !interp->edits.empty() || (interp->start && interp->start->il + 1 < n_layer);
+}
+
 static int32_t decode_batch(llama_interp * interp, const llama_interp_batch & in) {
     std::vector<int32_t>        n_seq_id(in.n_tokens, 1);
     std::vector<llama_seq_id>   seq     (in.seq, in.seq + in.n_tokens);
@@ -523,6 +530,7 @@ static int32_t decode_batch(llama_interp * interp, const llama_interp_batch & in
     interp->failed    = false;
     interp->decoding  = true;
     interp->n_outputs = 0;
+    interp->tainted   = interp->tainted || fills_cache(interp);
     interp->logits.clear();
 
     const int32_t ret = llama_decode(interp->lctx, batch);
@@ -591,9 +599,11 @@ int32_t llama_interp_logits_read(llama_interp * interp, float * dst, int32_t fir
 }
 
 void llama_interp_memory_clear(llama_interp * interp) {
+    // a masked key counts zero times its value, and zero times infinity is no number: the next run would see it
     if (interp->lctx->get_memory()) {
-        llama_memory_clear(interp->lctx->get_memory(), false);
+        llama_memory_clear(interp->lctx->get_memory(), interp->tainted);
     }
+    interp->tainted = false;
 }
 
 int32_t llama_interp_memory_seq_rm(llama_interp * interp, int32_t seq, int32_t p0, int32_t p1) {
