@@ -58,7 +58,7 @@ def row_ranges(rows, n_prompt: int) -> tuple[tuple[int, int], ...]:
 
 
 def head_indices(heads: tuple[int, ...] | None, site: Site) -> tuple[int, ...] | None:
-    """Chosen heads from 0.
+    """Chosen heads from 0, ascending.
 
     Raises:
         SiteError: the site has no head axis, or not that many heads.
@@ -70,7 +70,7 @@ def head_indices(heads: tuple[int, ...] | None, site: Site) -> tuple[int, ...] |
     for head in heads:
         if not -site.n_head <= head < site.n_head:
             raise SiteError(f"Head {head} is out of range: {site.name} has heads 0 to {site.n_head - 1} in layer {site.layer}.")
-    return tuple(head % site.n_head for head in heads)
+    return tuple(sorted({head % site.n_head for head in heads}))
 
 
 def select(table: SiteTable, selector: At, computed: range) -> list[Site]:

@@ -161,7 +161,8 @@ def at(site: str, layers=None, heads=None, positions=None, queries=None) -> At:
         layers: one layer or several; negative ones count from the end; None: all that have the site.
         heads: attention heads; for sites with a head axis.
         positions: token positions; negative ones count from the end of the prompt; ``"last"``: the last of the
-            prompt; ``"generated"``: all after the prompt; None: all.
+            prompt; ``"generated"``: all after the prompt; None: all. Whatever the order given, what is read comes
+            in ascending order, heads too.
         queries: the same for the query axis of attention; another name for ``positions``.
 
     Raises:
