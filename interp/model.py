@@ -16,11 +16,14 @@ from . import native
 from .errors import ModelError, RunError, SiteError
 from .program import END, Program, as_list, decode
 from .run import Generation, Run
-from .scan import scan
+from .scan import MIN_BATCH, scan
 from .sites import Key, Site, SiteTable
 from .vocab import Vocab
 
 _KV_TYPES = {"f16": native.GGML_TYPE_F16, "f32": native.GGML_TYPE_F32, "q8_0": native.GGML_TYPE_Q8_0}
+
+#: more are no prompt but a mistake, and ggml has no room for them
+_MAX_CTX, _MAX_LAYERS, _MAX_THREADS = 1 << 27, 1 << 16, 512
 
 
 def default_model() -> Path:
@@ -56,9 +59,19 @@ def _check_file(path: Path) -> None:
         )
 
 
-def _as_count(value, name: str, least: int) -> int:
+def _as_path(path) -> Path:
+    if path is None:
+        return default_model()
+    if not isinstance(path, (str, os.PathLike)):
+        raise ModelError(f"{path!r} is no path. Give the path of a GGUF file as a text, or None for the default model.")
+    return Path(path)
+
+
+def _as_count(value, name: str, least: int, most: int | None = None) -> int:
     if isinstance(value, bool) or not hasattr(value, "__index__") or int(value) < least:
         raise RunError(f"{name}={value!r}: give an integer of at least {least}.")
+    if most is not None and int(value) > most:
+        raise RunError(f"{name}={value!r}: give an integer of at most {most}.")
     return int(value)
 
 
@@ -91,22 +104,23 @@ class Model:
         repack: bool = True,
     ):
         self._handle = None
-        if kv_type not in _KV_TYPES:
+        if not isinstance(kv_type, str) or kv_type not in _KV_TYPES:
             raise ModelError(f"kv_type={kv_type!r}: give one of {', '.join(_KV_TYPES)}.")
-        n_ctx = _as_count(n_ctx, "n_ctx", 1)
-        self.path = Path(path) if path is not None else default_model()
+        n_ctx = _as_count(n_ctx, "n_ctx", 1, _MAX_CTX)
+        self.path = _as_path(path)
         _check_file(self.path)
 
         self._lib = native.load()
         self._lock = threading.Lock()
         self._owner: int | None = None
+        n_cells = max(n_ctx, MIN_BATCH)
         params = native.Params(
-            n_ctx=n_ctx,
-            n_batch=n_ctx,
-            n_ubatch=min(n_ctx, 512),
+            n_ctx=n_cells,
+            n_batch=n_cells,
+            n_ubatch=min(n_cells, 512),
             n_seq_max=1,
-            n_gpu_layers=n_gpu_layers,
-            n_threads=_as_count(n_threads, "n_threads", 1) if n_threads is not None else _usable_cores(),
+            n_gpu_layers=_as_count(n_gpu_layers, "n_gpu_layers", -1, _MAX_LAYERS),
+            n_threads=_as_count(n_threads, "n_threads", 1, _MAX_THREADS) if n_threads is not None else _usable_cores(),
             type_kv=_KV_TYPES[kv_type],
             flash_attn=bool(flash_attn),
             use_mmap=1,
@@ -257,12 +271,12 @@ class Model:
         """
         if not self._can_generate:
             raise RunError(f"A model of architecture {self.arch} is an encoder: it cannot generate.")
-        if isinstance(temperature, bool) or not isinstance(temperature, (int, float)) or not 0.0 <= temperature < np.inf:
-            raise RunError(f"temperature={temperature!r}: give a number of at least 0.")
+        if isinstance(temperature, bool) or not isinstance(temperature, (int, float)) or not 0.0 <= temperature < 1e9:
+            raise RunError(f"temperature={temperature!r}: give a number of at least 0; 1 is the model's own.")
         max_tokens = _as_count(max_tokens, "max_tokens", 1)
         tokens = self._prompt(prompt)
         program = Program(self._table, capture, edits, len(tokens))
-        draw = np.random.default_rng(seed)
+        draw = np.random.default_rng(_as_count(seed, "seed", 0))
         one = np.ones(1, np.int8)
         outputs = self._outputs(program, len(tokens), "last")
         new: list[int] = []
@@ -329,7 +343,7 @@ class Model:
         if resid.ndim < 1 or resid.shape[-1] != self.n_embd or resid.size == 0:
             raise RunError(f"unembed takes (…, {self.n_embd}); this is {resid.shape}.")
         rows = np.ascontiguousarray(resid.reshape(-1, self.n_embd))
-        last, out = self._residual(self.n_layer - 1), np.empty((len(rows), self.n_vocab), np.float32)
+        last, out = self._residual(self.n_layer - 1), _empty_logits(len(rows), self.n_vocab)
         empty = Program(self._table, (), (), 1)
         for first in range(0, len(rows), self.n_ctx):
             part = rows[first : first + self.n_ctx]
@@ -429,11 +443,21 @@ def _floats(array: np.ndarray):
     return array.ctypes.data_as(ct.POINTER(ct.c_float))
 
 
+def _empty_logits(n_rows: int, n_vocab: int) -> np.ndarray:
+    try:
+        return np.empty((n_rows, n_vocab), np.float32)
+    except MemoryError as err:
+        raise RunError(f"No memory for {n_rows} rows of {n_vocab} logits; unembed fewer at a time.") from err
+
+
 def _choose(logits: np.ndarray, temperature: float, draw: np.random.Generator) -> int:
+    # NaN anywhere makes the maximum NaN
+    if not np.isfinite(logits.max()):
+        raise RunError("No token can be chosen: the logits are not finite. An edit drove them to infinity or NaN.")
     if temperature == 0.0:
         return int(logits.argmax())
-    scaled = logits.astype(np.float64) / temperature
-    weights = np.exp(scaled - scaled.max())
+    with np.errstate(over="ignore"):
+        weights = np.exp((logits.astype(np.float64) - logits.max()) / temperature)
     return int(draw.choice(len(weights), p=weights / weights.sum()))
 
 

@@ -80,7 +80,9 @@ def select(table: SiteTable, selector: At, computed: range) -> list[Site]:
     """
 
     def is_computed(site: Site) -> bool:
-        return site.layer < 0 or site.layer in computed
+        if site.layer >= 0:
+            return site.layer in computed
+        return computed[-1] == table.n_layer - 1 if table.is_after_layers(site.key) else computed[0] == 0
 
     if selector.layers is None:
         found = table.find(selector.site)
@@ -280,6 +282,9 @@ def _read_one(lib: native.Library, handle: int, index: int, captured: Captured) 
     if lib.capture_get_info(handle, index, ct.byref(info)) != 0:
         raise RunError(f"Nothing was captured at {captured.site.key}.")
     site = captured.site
+    if info.n_rows == 0:  # none of the positions was run: "generated", and nothing was generated after the prompt
+        array = np.empty([length or 0 for length in site.shape], site.dtype)
+        return array if captured.heads is None else np.take(array, captured.heads, axis=site.head_axis)
     dtype = np.int32 if info.type == native.GGML_TYPE_I32 else np.float32
     shape = tuple(int(d) for d in reversed(info.ne))
     array = _take(lib, handle, index, shape, dtype)

@@ -11,6 +11,9 @@ from .sites import ATTENTION, Site
 #: the batch in which sites are listed
 _N_TOKENS = 13
 
+#: the smallest context in which they can be: they are listed twice, the second time with one token more
+MIN_BATCH = _N_TOKENS + 1
+
 #: an input that stays empty when a prompt comes as tokens
 _UNUSED = {"inp_embd"}
 

@@ -1,7 +1,8 @@
-"""build.py: what is skipped, what is made anew, what survives an interruption, and what it says when it cannot go on."""
+"""build.py: what is skipped, what is made anew, what survives an interruption, what it says when it cannot go on."""
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import os
@@ -48,7 +49,8 @@ def origin(project, clone):
 
 
 def target(project: Project, patched: bool = True, **settings: str) -> library.Target:
-    return library.Target(project, "cpu", patched, project.pin().commit, toolchain.flags("cpu", settings), Path(sys.prefix))
+    flags = toolchain.flags("cpu", settings)
+    return library.Target(project, "cpu", patched, project.pin().commit, flags, Path(sys.prefix))
 
 
 def pretend_built(one: library.Target, content: str = "library") -> None:
@@ -59,8 +61,8 @@ def pretend_built(one: library.Target, content: str = "library") -> None:
 
 
 def call(project: Project, report: Report, *arguments: str, patched: bool = True) -> str:
-    with Lock(project.build / ".lock", report) as lock:
-        return build.build(project, build.parse(list(arguments)), "cpu", patched, report, lock)
+    with Lock(project.build / ".lock", report):
+        return build.build(project, build.parse(list(arguments)), "cpu", patched, report)
 
 
 # // what is skipped: the content key
@@ -70,7 +72,7 @@ def test_the_key_does_not_depend_on_the_folder(made, project, monkeypatch):
     assert target(project).key == target(Project(made / "project")).key
 
 
-@pytest.mark.parametrize("path", ["patches/series", "patches/first-hook.patch", "patches/native/code.cpp", "patches/native/build.cmake"])
+@pytest.mark.parametrize("path", ["patches/series", "patches/first-hook.patch", "patches/native/code.cpp"])
 def test_the_key_follows_the_content(project, path):
     before = target(project).key
     with (project.root / path).open("a") as file:
@@ -247,6 +249,16 @@ def test_a_repository_without_the_pinned_commit_is_refused(project, clone, tmp_p
         source.unpatched_tree(project, project.pin(), source.resolve(project.pin(), str(archive)), Report())
 
 
+def test_the_repository_is_fetched_at_the_commit_alone(project, clone, monkeypatch):
+    pytest.importorskip("git", reason="GitPython is installed by build.py")
+    # a host of repositories lets any commit be asked for
+    repo.git(clone, "config", "uploadpack.allowAnySHA1InWant", "true")
+    pin = dataclasses.replace(project.pin(), repository=clone.as_uri())
+    tree = source.unpatched_tree(project, pin, source.resolve(pin, "git"), Report())
+    assert repo.head(tree) == pin.commit
+    assert repo.git(tree, "rev-list", "--count", "HEAD").strip() == "1"
+
+
 def test_a_damaged_object_is_refused(project, clone, tmp_path):
     blob = repo.git(clone, "rev-parse", "HEAD:src/llama.cpp").strip()
     other = repo.git(clone, "rev-parse", "HEAD:LICENSE").strip()
@@ -371,7 +383,8 @@ def test_doctor_reports_everything_and_changes_nothing(project, monkeypatch):
     assert sorted(project.root.rglob("*")) == before
     assert json.loads(json.dumps(found)) == found
     assert set(found) == {
-        "ok", "platform", "python", "tools", "backends", "backend", "pin", "patches", "libraries", "active", "abi", "model", "next",
+        "ok", "platform", "python", "tools", "backends", "backend", "pin", "patches", "libraries", "active", "abi", "model",
+        "next",
     }
     assert set(found["tools"]) == {"c++", "cc", "git", "ccache", "nvcc", "cmake", "ninja"}
     assert set(found["backends"]) == set(toolchain.BACKENDS)

@@ -146,9 +146,9 @@ def test_a_dirty_tree_is_refused(project, tree):
 
 
 def test_a_conflict_names_the_patch_the_files_and_the_way_out(project, clone, tree):
-    patched = series.working_copy(project, tree, Report())
-    repo.fetch(clone, patched, repo.head(patched))
-    upstream.write(clone, {"src/llama.cpp": upstream.FILES["src/llama.cpp"].replace("line 13\n", "line 13, rewritten\n")})
+    repo.lend_objects(clone, series.working_copy(project, tree, Report()))
+    rewritten = upstream.FILES["src/llama.cpp"].replace("line 13\n", "line 13, rewritten\n")
+    upstream.write(clone, {"src/llama.cpp": rewritten})
     pinned = repo.head(clone)
     repo.commit_all(clone, "rewrite line 13")
     repo.git(clone, "update-ref", repo.BASE_REF, "HEAD")

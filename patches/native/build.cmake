@@ -6,27 +6,65 @@ if(CMAKE_CXX_COMPILER_ID MATCHES "GNU|Clang")
     add_compile_options("$<$<COMPILE_LANGUAGE:C,CXX>:-ffile-prefix-map=${CMAKE_SOURCE_DIR}=llama.cpp>")
 endif()
 
-if(LLAMA_INTERP_PATCHED)
-    include("${CMAKE_CURRENT_LIST_DIR}/hook.cmake")
-endif()
+option(LLAMA_INTERP_QUICK "compile libllama in a few large units, and what runs once a model without -O3" ON)
 
-# libllama builds graphs and reads files, so most of it runs once a model and gains nothing from -O3, which costs
-# a third of the time to compile it. What runs at every token keeps -O2.
-set(LLAMA_INTERP_HOT llama-batch llama-context llama-kv-cache llama-sampler llama-vocab)
+# libllama builds graphs and reads files, so its compile time goes into headers and into optimising what runs once.
+# Files compiled as one unit share the headers. What runs at every token is "hot".
+set(LLAMA_INTERP_UNITS memory files model text hot_graph hot_data)
+set(LLAMA_INTERP_memory
+    llama-memory llama-memory-hybrid llama-memory-hybrid-idx llama-memory-hybrid-iswa llama-memory-recurrent
+    llama-kv-cache-dsa llama-kv-cache-dsa-iswa llama-kv-cache-dsv4 llama-kv-cache-iswa llama-kv-cache-msa)
+set(LLAMA_INTERP_files
+    llama llama-adapter llama-arch llama-chat llama-cparams llama-hparams llama-impl llama-io llama-mmap)
+# not llama-model-loader: it specialises templates that a file before it in the unit would have instantiated
+set(LLAMA_INTERP_model llama-model llama-model-saver llama-quant)
+set(LLAMA_INTERP_text llama-grammar llama-vocab unicode unicode-data)
+set(LLAMA_INTERP_hot_graph llama-batch llama-context llama-graph)
+set(LLAMA_INTERP_hot_data llama-kv-cache llama-sampler)
 
 function(llama_interp_quicken)
-    if(NOT CMAKE_CXX_COMPILER_ID MATCHES "GNU|Clang" OR NOT CMAKE_BUILD_TYPE STREQUAL "Release")
-        return()
-    endif()
-    target_compile_options(llama PRIVATE "$<$<COMPILE_LANGUAGE:CXX>:-O1>")
+    set(src "${CMAKE_SOURCE_DIR}/src")
     get_target_property(sources llama SOURCES)
-    list(TRANSFORM LLAMA_INTERP_HOT APPEND ".cpp")
-    foreach(source IN LISTS sources)
-        get_filename_component(name "${source}" NAME)
-        get_filename_component(source "${source}" ABSOLUTE BASE_DIR "${CMAKE_SOURCE_DIR}/src")
-        if(name IN_LIST LLAMA_INTERP_HOT OR name MATCHES "^llama-interp.*[.]cpp$")
-            set_property(SOURCE "${source}" DIRECTORY "${CMAKE_SOURCE_DIR}/src" APPEND PROPERTY COMPILE_OPTIONS -O2)
+    foreach(unit IN LISTS LLAMA_INTERP_UNITS)
+        set(content "")
+        foreach(name IN LISTS LLAMA_INTERP_${unit})
+            # another commit may lack a file; one that it has more is compiled by itself
+            if("${name}.cpp" IN_LIST sources)
+                string(APPEND content "#include \"${src}/${name}.cpp\"\n")
+                set_property(SOURCE "${src}/${name}.cpp" DIRECTORY "${src}" PROPERTY HEADER_FILE_ONLY ON)
+            endif()
+        endforeach()
+        set(file "${CMAKE_BINARY_DIR}/llama-${unit}.cpp")
+        file(CONFIGURE OUTPUT "${file}" CONTENT "${content}" @ONLY)
+        target_sources(llama PRIVATE "${file}")
+        set_property(SOURCE "${file}" DIRECTORY "${src}" PROPERTY SKIP_UNITY_BUILD_INCLUSION ON)
+        if(unit MATCHES "^hot")
+            set_property(SOURCE "${file}" DIRECTORY "${src}" PROPERTY COMPILE_OPTIONS -O2)
         endif()
     endforeach()
+    target_compile_options(llama PRIVATE "$<$<COMPILE_LANGUAGE:CXX>:-O1>")
 endfunction()
-cmake_language(DEFER DIRECTORY "${CMAKE_SOURCE_DIR}" CALL llama_interp_quicken)
+
+# ours run at every token too
+function(llama_interp_quicken_native)
+    get_target_property(sources llama SOURCES)
+    list(FILTER sources INCLUDE REGEX "/llama-interp[^/]*[.]cpp$")
+    set_property(SOURCE ${sources} DIRECTORY "${CMAKE_SOURCE_DIR}/src" PROPERTY COMPILE_OPTIONS -O2)
+endfunction()
+
+if(LLAMA_INTERP_QUICK AND CMAKE_CXX_COMPILER_ID MATCHES "GNU|Clang" AND CMAKE_BUILD_TYPE STREQUAL "Release")
+    set(LLAMA_INTERP_QUICKEN ON)
+else()
+    set(LLAMA_INTERP_QUICKEN OFF)
+endif()
+
+# before the small files of ours, so that the large units do not start last and run alone
+if(LLAMA_INTERP_QUICKEN)
+    cmake_language(DEFER DIRECTORY "${CMAKE_SOURCE_DIR}" CALL llama_interp_quicken)
+endif()
+if(LLAMA_INTERP_PATCHED)
+    include("${CMAKE_CURRENT_LIST_DIR}/hook.cmake")
+    if(LLAMA_INTERP_QUICKEN)
+        cmake_language(DEFER DIRECTORY "${CMAKE_SOURCE_DIR}" CALL llama_interp_quicken_native)
+    endif()
+endif()

@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <stdexcept>
 
 //
 // graph input of our own: uploads with every ubatch, and refuses to reuse the graph of another program
@@ -242,6 +243,12 @@ static void apply_start(llama_interp * interp, ggml_tensor *& cur) {
         interp->fail(interp->start->str() + " is no residual stream of width " + std::to_string(n_embd));
         return;
     }
+    for (const auto & capture : interp->captures) {
+        if (capture.target.hit) {
+            interp->fail("nothing to read at " + capture.target.str() + ": it comes before " + interp->start->str() + ", where this run starts");
+            return;
+        }
+    }
     if (!llama_interp_build_room(interp, 1)) {
         return;
     }
@@ -467,6 +474,22 @@ static void check_direct(llama_interp * interp) {
     }
 }
 
+// a damaged file can give a matrix a type that no kernel multiplies, and none looks
+static void check_weights(const ggml_cgraph * gf) {
+    const int n_nodes = ggml_graph_n_nodes(const_cast<ggml_cgraph *>(gf));
+    for (int i = 0; i < n_nodes; ++i) {
+        const ggml_tensor * node = ggml_graph_node(const_cast<ggml_cgraph *>(gf), i);
+        if (node->op != GGML_OP_MUL_MAT && node->op != GGML_OP_MUL_MAT_ID) {
+            continue;
+        }
+        const ggml_tensor * weight = node->src[0];
+        if (weight->type != GGML_TYPE_F32 && !ggml_get_type_traits(weight->type)->to_float) {
+            throw std::runtime_error(std::string("the weight ") + weight->name + " has type " + ggml_type_name(weight->type) +
+                    ", which cannot be multiplied: the file is damaged");
+        }
+    }
+}
+
 bool llama_interp_graph_end(const llm_graph_context & gctx) {
     auto * interp = gctx.cparams.interp;
     if (!interp || !interp->build) {
@@ -475,6 +498,9 @@ bool llama_interp_graph_end(const llm_graph_context & gctx) {
 
     auto & build = *interp->build;
 
+    if (interp->scanning) {
+        check_weights(build.gctx.gf);
+    }
     if (!interp->scanning && !interp->failed) {
         if (build.stopped) {
             cut_after_stop(build);

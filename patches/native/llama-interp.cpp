@@ -10,6 +10,7 @@
 #include <cstring>
 #include <exception>
 #include <mutex>
+#include <stdexcept>
 
 //
 // log
@@ -52,6 +53,38 @@ size_t llama_interp_log_take(char * buf, size_t n_buf) {
 
     return n;
 }
+
+//
+// assertions
+//
+
+// ggml and llama.cpp assert what they trust callers and files with. where a file decides, a failed assertion has to
+// be an error: the guard makes it an exception
+static thread_local int abort_guards = 0;
+
+static ggml_abort_callback_t abort_next = nullptr;
+
+static void on_abort(const char * message) {
+    if (abort_guards > 0) {
+        throw std::runtime_error(std::string("llama.cpp gave up, the model file may be damaged: ") + message);
+    }
+    if (abort_next) {
+        abort_next(message);
+    } else {
+        fprintf(stderr, "%s\n", message);
+    }
+}
+
+struct abort_guard {
+    abort_guard() {
+        static std::once_flag once;
+        std::call_once(once, [] { abort_next = ggml_set_abort_callback(on_abort); });
+        abort_guards++;
+    }
+    ~abort_guard() {
+        abort_guards--;
+    }
+};
 
 //
 // handle
@@ -119,6 +152,8 @@ llama_interp * llama_interp_init(const char * path, const llama_interp_params * 
     }
 
     try {
+        abort_guard guard;
+
         ggml_backend_load_all();
         llama_backend_init();
 
@@ -435,6 +470,8 @@ int32_t llama_interp_scan(llama_interp * interp, int32_t n_tokens) {
     }
 
     try {
+        abort_guard guard;
+
         interp->lctx->sched_reserve();
 
         interp->decoding = true;
@@ -452,6 +489,8 @@ int32_t llama_interp_scan(llama_interp * interp, int32_t n_tokens) {
         interp->scanning = false;
         interp->decoding = false;
         interp->error    = err.what();
+        interp->build.reset();
+        reserve_nodes(interp);
         return -1;
     }
 
@@ -555,6 +594,8 @@ int32_t llama_interp_decode(llama_interp * interp, const llama_interp_batch * ba
     }
 
     try {
+        abort_guard guard;
+
         int32_t ret = decode_batch(interp, *batch);
 
         // more room or a copy, then the whole batch again: what it left in the cache goes first

@@ -1,0 +1,197 @@
+#!/usr/bin/env python3
+"""Fetches the pinned llama.cpp, applies the patches, compiles it, and sets up whatever its use needs.
+
+examples:
+  python3 build.py                       build for what this machine has
+  python3 build.py demo                  set everything up and show what a small model thinks at every layer
+  python3 build.py test -k lens -x       set everything up and run tests; what follows "test" goes to pytest
+  python3 build.py doctor                say what is there and what is missing; changes nothing
+  python3 build.py --cuda -D CMAKE_CUDA_ARCHITECTURES=90
+  python3 build.py --source ~/llama.cpp  from a clone that has the pinned commit: needs no network for the source
+  python3 build.py --unpatched           the same commit without the patches, for comparison
+
+Everything is made in build/ and, outside an active virtual environment, in .venv/. Steps that are done are skipped
+by content, and an interrupted call goes on where it stopped. LLAMA_INTERP_CACHE=DIR shares downloads and finished
+libraries between clones. CC, CXX and CUDACXX choose the compilers.
+"""
+
+import sys
+
+if sys.version_info < (3, 11):
+    sys.exit("error: Python 3.11 or newer is needed, and this is %d.%d." % sys.version_info[:2])
+
+import argparse
+import json
+import os
+import subprocess
+import time
+
+from ci import environment, library, source, toolchain
+from ci.project import BuildError, Project
+from ci.steps import Lock, Report, remove, sweep
+
+VERBS = ("demo", "test", "doctor")
+
+
+def main(arguments: list[str]) -> int:
+    """Runs one call; returns the exit code."""
+    args = parse(arguments)
+    project, report = Project(), Report()
+    try:
+        if args.verb == "doctor":
+            return doctor(project, args)
+        check_tools(project, args)
+        if not environment.active():
+            return enter_environment(project, report, arguments)
+        return work(project, args, report)
+    except BuildError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\ninterrupted: the same call goes on from here", file=sys.stderr)
+        return 130
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """Reads the command line. What follows ``test`` is pytest's, except the flags that choose a backend."""
+    ours, theirs = split_at_test(arguments)
+    parser = argparse.ArgumentParser(
+        prog="build.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("verb", nargs="?", choices=VERBS, help="demo, test [pytest arguments], doctor; default: build")
+    backend = parser.add_mutually_exclusive_group()
+    for name in toolchain.BACKENDS:
+        backend.add_argument(f"--{name}", dest="backend", action="store_const", const=name, help=f"build for {name}")
+    parser.add_argument("--jobs", "-j", type=positive, default=default_jobs(), metavar="N",
+                        help="compilers at a time (%(default)s)")
+    parser.add_argument("-D", dest="defines", action="append", type=define, default=[], metavar="NAME=VALUE",
+                        help="a CMake setting; repeatable")
+    parser.add_argument("--source", default="sdist", metavar="sdist|git|PATH",
+                        help="where llama.cpp comes from: the pinned archive of the package index, its git repository, "
+                        "or a local clone or archive")
+    parser.add_argument("--unpatched", action="store_true", help="build without the patches, in a folder of its own")
+    parser.add_argument("--clean", action="store_true", help="delete all of build/ but the downloads first")
+    parser.add_argument("--json", action="store_true", help="with doctor: print JSON")
+    args = parser.parse_args(ours)
+    args.defines = dict(args.defines)
+    args.pytest = theirs
+    return args
+
+
+def split_at_test(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Splits at the verb ``test``, so that pytest's own options need no ``--`` before them."""
+    takes_value = {"-D", "--jobs", "-j", "--source"}
+    before_it = ["", *arguments]
+    places = [i for i, word in enumerate(arguments) if word == "test" and before_it[i] not in takes_value]
+    if not places:
+        return arguments, []
+    before, after = arguments[: places[0] + 1], arguments[places[0] + 1 :]
+    backends = [word for word in after if word.removeprefix("--") in toolchain.BACKENDS and word.startswith("--")]
+    return before + backends, [word for word in after if word not in backends]
+
+
+def positive(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return number
+
+
+def define(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
+    # CMake's own NAME:TYPE=VALUE names the same setting
+    return name.partition(":")[0], value
+
+
+def default_jobs() -> int:
+    # in a container the cores that may be used are fewer than those that exist
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def check_tools(project: Project, args: argparse.Namespace) -> None:
+    """Raises:
+        BuildError: the machine lacks tools; the message names all of them and how to install them.
+    """
+    backend = toolchain.choose(args.backend).backend
+    if lacking := toolchain.missing(backend, needs_venv=not environment.ready(project)):
+        raise BuildError(toolchain.explain_missing(lacking))
+    toolchain.check_backend(backend)
+
+
+def enter_environment(project: Project, report: Report, arguments: list[str]) -> int:
+    """Runs the same call again with the Python of ``.venv``, which is made first if need be."""
+    if not environment.ready(project):
+        with Lock(project.build / ".lock", report):
+            if not environment.ready(project):
+                environment.create(project, report)
+    command = [str(environment.python(environment.prefix(project))), os.path.abspath(__file__), *arguments]
+    sys.stdout.flush()
+    if sys.platform == "win32":
+        return subprocess.call(command)
+    os.execv(command[0], command)
+
+
+def work(project: Project, args: argparse.Namespace, report: Report) -> int:
+    """Builds what the verb needs, then does what the verb says."""
+    started = time.monotonic()
+    choice = toolchain.choose(args.backend)
+    report.line("backend", f"{choice.backend} ({choice.why})")
+    with Lock(project.build / ".lock", report):
+        clean_up(project, args.clean)
+        environment.ensure_requirements(project, {"build", "test"} if args.verb == "test" else {"build"}, report)
+        if args.verb:
+            environment.ensure_model(project, report)
+        made = [
+            build(project, args, choice.backend, patched, report)
+            for patched in {None: [not args.unpatched], "demo": [True], "test": [True, False]}[args.verb]
+        ]
+        if args.verb == "test" or (args.verb is None and args.source == "sdist"):
+            environment.ensure_bindings(project, report)
+    report.line("ready", f"{', '.join(made)} ({time.monotonic() - started:.1f} s)")
+    python = str(environment.python(environment.prefix(project)))
+    if args.verb == "demo":
+        return subprocess.call([python, "-m", "interp.demo"], cwd=project.root)
+    if args.verb == "test":
+        return subprocess.call([python, "-m", "pytest", *args.pytest], cwd=project.root)
+    return 0
+
+
+def clean_up(project: Project, everything: bool) -> None:
+    """Removes what killed calls left half-done and, where asked, everything but downloads."""
+    for folder in (project.build, project.src, *(folder for folder in project.build.glob("*") if folder.is_dir())):
+        sweep(folder)
+    if everything:
+        for path in project.build.glob("*"):
+            if path.name != "downloads":
+                remove(path)
+
+
+def build(project: Project, args: argparse.Namespace, backend: str, patched: bool, report: Report) -> str:
+    """Makes one library current and returns its name."""
+    pin = project.pin()
+    origin = source.resolve(pin, args.source)
+    settings = toolchain.flags(backend, args.defines)
+    prefix = environment.prefix(project)
+    target = library.Target(project, backend, patched, origin.base, settings, prefix)
+    if target.state() != "current" and (args.clean or not library.from_cache(target, report)):
+        tree = source.unpatched_tree(project, pin, origin, report)
+        if patched:
+            tree = source.patched_tree(project, origin, tree, report)
+        library.compile(target, tree, args.jobs, report)
+    library.share(target, report)
+    if patched:
+        library.activate(target)
+    return f"{target.name}: {library.short(target.lib)}"
+
+
+def doctor(project: Project, args: argparse.Namespace) -> int:
+    from ci.doctor import examine, show
+
+    found = examine(project, args.backend, args.defines)
+    print(json.dumps(found, indent=2) if args.json else show(found))
+    return 0 if found["ok"] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,235 @@
+"""The compiled library: its content key, the build, and how a finished one gets its place.
+
+    build/<name>/cmake      CMake's folder; objects in it are reused by the next build
+    build/<name>/build.log  everything that CMake and the compilers said
+    build/<name>/lib        the finished libraries and manifest.json, whole or absent
+
+where <name> is the backend, with ``unpatched-`` before it for the library without the series.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from . import environment, series, toolchain
+from .project import BuildError, Project
+from .steps import Report, Step, child_options, digest, publish_folder, read_json, remove, tail, temporary, write_json
+
+VERSION = 1
+
+TARGETS = ("llama", "ggml-rpc")
+
+_PATTERNS = ("*.so", "*.so.*", "*.dylib", "*.dll", "*.lib")
+
+_NINJA_LINE = re.compile(r"^\[(\d+)/(\d+)\] (.*)")
+
+
+@dataclass(frozen=True)
+class Target:
+    """One library to build.
+
+    Attributes:
+        base: identity of the source without the series (``Origin.base``).
+        settings: the CMake settings, free of paths of this machine.
+    """
+
+    project: Project
+    backend: str
+    patched: bool
+    base: str
+    settings: dict[str, str]
+    prefix: Path
+
+    @property
+    def name(self) -> str:
+        return self.backend if self.patched else f"unpatched-{self.backend}"
+
+    @property
+    def folder(self) -> Path:
+        return self.project.build / self.name
+
+    @property
+    def lib(self) -> Path:
+        return self.folder / "lib"
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "build.log"
+
+    @cached_property
+    def key(self) -> str:
+        """Identity of everything that decides the content of the library; no path of this machine is in it."""
+        native = {
+            path.name: path.read_bytes().hex()
+            for path in sorted(self.project.native.glob("*"))
+            if path.is_file() and (self.patched or path.name == "build.cmake")
+        }
+        return digest(
+            VERSION, self.base, series.digest(self.project.patches) if self.patched else None, native, self.settings,
+            TARGETS, toolchain.fingerprint(self.backend, self.settings), environment.tool_version(self.prefix, "cmake"),
+        )
+
+    @property
+    def cached(self) -> Path | None:
+        shared = self.project.shared_cache
+        return shared / "lib" / self.key if shared else None
+
+    def state(self) -> str:
+        """``current``, ``stale``, or ``missing``."""
+        manifest = read_json(self.lib / "manifest.json")
+        if not manifest:
+            return "missing"
+        return "current" if manifest.get("key") == self.key else "stale"
+
+
+def from_cache(target: Target, report: Report) -> bool:
+    """Takes the finished library from the cache that clones share, if it is there."""
+    if target.cached is None or read_json(target.cached / "manifest.json").get("key") != target.key:
+        return False
+    with report.step("library") as step:
+        _copy_folder(target.cached, target.lib)
+        step.result = f"{target.name}: taken from {target.cached}"
+    return True
+
+
+def compile(target: Target, tree: Path, jobs: int, report: Report) -> None:
+    """Configures and compiles a tree, and publishes the libraries.
+
+    Raises:
+        BuildError: CMake or a compiler failed; the message holds the end of the log.
+    """
+    target.folder.mkdir(parents=True, exist_ok=True)
+    with report.step("configure") as step:
+        step.result = _configure(target, tree)
+    with report.step("compile") as step:
+        _ninja(target, jobs, step)
+        step.result = f"{target.name}, {jobs} jobs, log in {short(target.log)}"
+    with report.step("library") as step:
+        _publish(target, tree)
+        step.result = short(target.lib)
+
+
+def activate(target: Target) -> None:
+    """Makes a patched library the one that ``interp`` loads."""
+    path = target.project.build / "active.json"
+    active = {"backend": target.backend, "lib": f"{target.name}/lib"}
+    if read_json(path) != active:
+        write_json(path, active)
+
+
+def _configure(target: Target, tree: Path) -> str:
+    work, stamp = target.folder / "cmake", target.folder / "configured.json"
+    settings = target.settings | {
+        # one include for both libraries; it adds our sources only where the call sites are
+        "CMAKE_PROJECT_llama.cpp_INCLUDE": (target.project.native / "build.cmake").as_posix(),
+        "LLAMA_INTERP_PATCHED": "ON" if target.patched else "OFF",
+        # the number of commits in a shallow tree means nothing, and would recompile when the series grows
+        "LLAMA_BUILD_NUMBER": "0",
+        "LLAMA_BUILD_COMMIT": target.base[:9],
+    }
+    wanted = {"settings": settings, "tree": tree.as_posix(), "key": toolchain.fingerprint(target.backend, settings),
+              "cmake": environment.tool_version(target.prefix, "cmake")}
+    if read_json(stamp) == wanted and (work / "build.ninja").is_file():
+        return "unchanged"
+    # a setting that is no longer given would live on in CMake's cache
+    remove(stamp)
+    remove(work)
+    command = [environment.tool(target.prefix, "cmake"), "-G", "Ninja", "-S", tree, "-B", work,
+               f"-DCMAKE_MAKE_PROGRAM={environment.tool(target.prefix, 'ninja')}",
+               *(f"-D{name}={value}" for name, value in sorted(settings.items()))]
+    with target.log.open("w", encoding="utf-8", buffering=1) as log:
+        for _ in _lines(command, log):
+            pass
+    write_json(stamp, wanted)
+    return f"{target.backend}, {toolchain.version(toolchain.cxx())}"
+
+
+def _ninja(target: Target, jobs: int, step: Step) -> None:
+    command = [environment.tool(target.prefix, "ninja"), "-C", target.folder / "cmake", "-j", jobs, *TARGETS]
+    shown = 0
+    with target.log.open("a", encoding="utf-8", buffering=1) as log:
+        for line in _lines(command, log):
+            if not (match := _NINJA_LINE.match(line)):
+                continue
+            done, total, what = int(match[1]), int(match[2]), match[3]
+            if step.live:
+                step.progress(f"{done}/{total}  {step.seconds:.0f} s  {what.rpartition('/')[2]}")
+            elif done * 10 // total > shown:
+                shown = done * 10 // total
+                step.progress(f"{done}/{total}, {step.seconds:.0f} s")
+
+
+def _lines(command: list, log):
+    """Runs a command, yields its lines, and writes them to the log.
+
+    Raises:
+        BuildError: it failed; the message ends with the last lines.
+    """
+    env = os.environ | {"NINJA_STATUS": "[%f/%t] ", "LC_ALL": "C"}
+    process = subprocess.Popen(
+        [str(part) for part in command], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True, encoding="utf-8", errors="replace", env=env, **child_options(),
+    )
+    with process:
+        try:
+            for line in process.stdout:
+                log.write(line)
+                yield line
+        except BaseException:
+            process.terminate()
+            raise
+    if process.returncode:
+        text = Path(log.name).read_text(encoding="utf-8", errors="replace")
+        raise BuildError(f"{Path(str(command[0])).name} failed. The end of {log.name}:\n{tail(text, 30)}")
+
+
+def _publish(target: Target, tree: Path) -> None:
+    scratch = temporary(target.lib)
+    scratch.mkdir()
+    built = target.folder / "cmake" / "bin"
+    for path in sorted({path for pattern in _PATTERNS for path in built.glob(pattern)}):
+        # the links are what the libraries know each other by
+        shutil.copy2(path, scratch / path.name, follow_symlinks=False)
+    # whoever copies the folder copies the notice that the licence of llama.cpp asks for
+    shutil.copy2(tree / "LICENSE", scratch / "LICENSE.llama.cpp")
+    write_json(scratch / "manifest.json", {
+        "version": VERSION,
+        "key": target.key,
+        "backend": target.backend,
+        "patched": target.patched,
+        "commit": target.base,
+        "series": series.read(target.project.patches) if target.patched else [],
+        "flags": dict(sorted(target.settings.items())),
+        "compiler": toolchain.version(toolchain.cxx()),
+    })
+    publish_folder(scratch, target.lib)
+
+
+def share(target: Target, report: Report) -> None:
+    """Puts a finished library into the cache that clones share; a cache that cannot be written harms no build."""
+    if target.cached is None or target.cached.exists():
+        return
+    try:
+        _copy_folder(target.lib, target.cached)
+    except OSError as error:
+        report.line("note", f"the library is not shared: {error}")
+
+
+def _copy_folder(source: Path, destination: Path) -> None:
+    scratch = temporary(destination)
+    shutil.copytree(source, scratch, symlinks=True)
+    publish_folder(scratch, destination)
+
+
+def short(path: Path) -> str:
+    """A path as the user would type it, where that is possible."""
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)

@@ -1,0 +1,210 @@
+"""What the machine compiles with: compilers, the backend, the CMake settings, and what is missing."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from .project import BuildError
+
+BACKENDS = ("cpu", "cuda", "metal", "vulkan")
+
+#: both the patched and the unpatched library are built with these, so that they can be compared bit for bit
+COMMON = {
+    "BUILD_SHARED_LIBS": "ON",
+    "CMAKE_BUILD_TYPE": "Release",
+    # the finished folder is moved and copied, so its libraries must find each other wherever they lie
+    "CMAKE_BUILD_WITH_INSTALL_RPATH": "ON",
+    "CMAKE_INSTALL_RPATH": "@loader_path" if sys.platform == "darwin" else "$ORIGIN",
+    "GGML_RPC": "ON",
+    # ggml's own threads: no second runtime beside torch's, and a process may fork
+    "GGML_OPENMP": "OFF",
+    "LLAMA_BUILD_APP": "OFF",
+    "LLAMA_BUILD_COMMON": "OFF",
+    "LLAMA_BUILD_EXAMPLES": "OFF",
+    "LLAMA_BUILD_SERVER": "OFF",
+    "LLAMA_BUILD_TESTS": "OFF",
+    "LLAMA_BUILD_TOOLS": "OFF",
+}
+
+_BACKEND_FLAGS = {
+    "cpu": {"GGML_METAL": "OFF"},
+    "cuda": {"GGML_CUDA": "ON"},
+    "metal": {"GGML_METAL": "ON", "GGML_METAL_EMBED_LIBRARY": "ON"},
+    "vulkan": {"GGML_VULKAN": "ON"},
+}
+
+#: variables that CMake and the compilers read
+_VARIABLES = ("CC", "CXX", "CUDACXX", "CFLAGS", "CXXFLAGS", "CUDAFLAGS", "LDFLAGS")
+
+#: tool -> package, for each installer that a system may have
+_PACKAGES = {
+    "apt-get": {"c++": "g++", "git": "git", "venv": "python3-venv", "glslc": "glslc libvulkan-dev spirv-headers"},
+    "dnf": {"c++": "gcc-c++", "git": "git", "venv": "python3", "glslc": "glslc vulkan-devel spirv-headers-devel"},
+    "pacman": {"c++": "gcc", "git": "git", "venv": "python", "glslc": "shaderc vulkan-headers spirv-headers"},
+    "zypper": {"c++": "gcc-c++", "git": "git", "venv": "python3", "glslc": "shaderc vulkan-devel spirv-headers"},
+    "apk": {"c++": "g++", "git": "git", "venv": "python3", "glslc": "shaderc vulkan-loader-dev spirv-headers"},
+    "brew": {"glslc": "shaderc vulkan-loader vulkan-headers spirv-headers"},
+}
+
+_INSTALL = {"pacman": "pacman -S", "apk": "apk add"}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A backend and the reason for it, in words."""
+
+    backend: str
+    why: str
+
+
+def which(name: str) -> str | None:
+    return shutil.which(name)
+
+
+def compiler(variable: str, names: tuple[str, ...]) -> str | None:
+    """The compiler that CMake will take: the environment's, else the first of these names."""
+    given = os.environ.get(variable)
+    if given:
+        return which(shlex.split(given)[0])
+    return next((path for path in map(which, names) if path), None)
+
+
+def cxx() -> str | None:
+    return compiler("CXX", ("c++", "g++", "clang++"))
+
+
+def cc() -> str | None:
+    return compiler("CC", ("cc", "gcc", "clang"))
+
+
+def nvcc() -> str | None:
+    return compiler("CUDACXX", ("nvcc", "/usr/local/cuda/bin/nvcc"))
+
+
+@lru_cache
+def version(tool: str | None) -> str | None:
+    """What a tool says of itself: the line that holds its version."""
+    if tool is None:
+        return None
+    try:
+        done = subprocess.run([tool, "--version"], capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    lines = [line for line in done.stdout.splitlines() if any(c.isdigit() for c in line)]
+    # nvcc's first lines are its name and a copyright
+    return next((line for line in lines if "release" in line or "version" in line), lines[0] if lines else None)
+
+
+def choose(asked: str | None) -> Choice:
+    """The backend to build for: the one asked for, else the best that the machine has."""
+    if asked:
+        return Choice(asked, "asked for")
+    if sys.platform == "darwin":
+        return Choice("metal", "macOS")
+    gpu, compiler_ = nvidia_gpu(), nvcc()
+    if gpu and compiler_:
+        return Choice("cuda", f"{gpu}, and nvcc at {compiler_}")
+    if gpu:
+        return Choice("cpu", f"{gpu} is there, but no nvcc: install the CUDA toolkit, or set CUDACXX, for --cuda")
+    return Choice("cpu", "no GPU found that this build can use by itself; --cuda, --vulkan ask for one")
+
+
+@lru_cache
+def nvidia_gpu() -> str | None:
+    """The first NVIDIA GPU by name, if the driver sees one."""
+    smi = which("nvidia-smi")
+    if smi:
+        try:
+            done = subprocess.run([smi, "-L"], capture_output=True, text=True, timeout=20)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        first = done.stdout.splitlines()[:1]
+        # without a driver nvidia-smi may still exit with 0 and an explanation
+        return first[0].split(" (UUID")[0] if first and first[0].startswith("GPU ") else None
+    return "an NVIDIA GPU" if Path("/dev/nvidia0").exists() else None
+
+
+def missing(backend: str, needs_venv: bool) -> list[str]:
+    """The tools without which a build cannot start, all of them at once."""
+    wanted = {"c++": cxx() and cc(), "git": which("git")}
+    if needs_venv:
+        wanted["venv"] = _has_venv()
+    if backend == "vulkan":
+        wanted["glslc"] = which("glslc")
+    return [name for name, found in wanted.items() if not found]
+
+
+def _has_venv() -> bool:
+    try:
+        # Debian ships venv without ensurepip, and then venv fails half-way
+        import ensurepip  # noqa: F401
+        import venv  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def explain_missing(tools: list[str]) -> str:
+    """One line with the command that installs what is missing."""
+    names = ", ".join({"c++": "g++", "venv": "python3-venv"}.get(tool, tool) for tool in tools)
+    if sys.platform == "darwin" and set(tools) <= {"c++", "git"}:
+        return f"missing: {names}. Install with: xcode-select --install"
+    installer = next((name for name in _PACKAGES if which(name)), None)
+    if installer is None:
+        return f"missing: {names}. Install them with your system's package manager, or set CC and CXX to a compiler."
+    packages = " ".join(_PACKAGES[installer].get(tool, tool) for tool in tools)
+    sudo = "" if installer == "brew" or not hasattr(os, "geteuid") or os.geteuid() == 0 else "sudo "
+    return f"missing: {names}. Install with: {sudo}{_INSTALL.get(installer, installer + ' install')} {packages}"
+
+
+def check_backend(backend: str) -> None:
+    """Raises:
+        BuildError: the backend cannot be built on this machine.
+    """
+    if backend == "metal" and sys.platform != "darwin":
+        raise BuildError("--metal needs macOS. Without it: python3 build.py --cpu")
+    if backend == "cuda" and nvcc() is None:
+        raise BuildError(
+            "--cuda needs nvcc, which is neither in PATH nor in CUDACXX. Install the CUDA toolkit, or set "
+            "CUDACXX=/path/to/nvcc. Without CUDA: python3 build.py --cpu"
+        )
+
+
+def flags(backend: str, extra: dict[str, str]) -> dict[str, str]:
+    """The CMake settings of a build, without any path; ``-D`` of the user's wins over ours."""
+    return COMMON | _BACKEND_FLAGS[backend] | extra
+
+
+def fingerprint(backend: str, settings: dict[str, str]) -> dict:
+    """What, beside the sources and the settings, decides which code comes out of a build."""
+    found = {
+        "compilers": [version(cc()), version(cxx()), version(nvcc()) if backend == "cuda" else None],
+        "machine": [platform.system(), platform.machine(), *platform.libc_ver()],
+        "environment": {name: os.environ[name] for name in _VARIABLES if name in os.environ},
+    }
+    if settings.get("GGML_NATIVE", "ON").upper() not in ("OFF", "0", "FALSE", "NO"):
+        found["cpu"] = cpu()
+    return found
+
+
+@lru_cache
+def cpu() -> str:
+    """The processor and what it can do: native code of one does not run on every other."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(errors="replace").split("\n\n")[0]
+    except OSError:
+        if sys.platform != "darwin":
+            return platform.processor()
+        brand = subprocess.run(["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True)
+        return brand.stdout.strip()
+    fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in text.splitlines())}
+    names = ("vendor_id", "cpu family", "model", "model name", "flags", "Features", "CPU part")
+    return "; ".join(f"{name}={fields[name]}" for name in names if name in fields)
