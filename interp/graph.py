@@ -344,7 +344,10 @@ class Tensor:
     def expand(self, *shape) -> "Tensor":
         """Repeat axes of length 1 to the given shape."""
         shape = _as_shape(shape)
-        if len(shape) > _MAX_DIMS or _broadcast(self.shape, shape) != shape:
+        fits = len(self.shape) <= len(shape) <= _MAX_DIMS and all(
+            own in (1, wanted) for own, wanted in zip(reversed(self.shape), reversed(shape))
+        )
+        if not fits or any(d < 1 for d in shape):
             raise EditError(f"A tensor of shape {self.shape} cannot be expanded to {shape}.")
         return self._trace.op("repeat", self, i=_ne_of(shape), shape=shape)
 

@@ -208,6 +208,7 @@ class Model:
 
     def sites(self) -> list[Site]:
         """Every named tensor of the graph, in graph order."""
+        self._check_open()
         return list(self._table.sites)
 
     @cached_property
