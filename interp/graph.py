@@ -6,121 +6,19 @@ Operators add nodes; nothing is computed while they do, and nothing of it runs i
 
 from __future__ import annotations
 
-import ctypes as ct
 import math
 from collections.abc import Sequence
-from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from . import native
 from .errors import EditError
 
-_MAX_DIMS = 4
+if TYPE_CHECKING:
+    from .trace import Trace
 
-
-class Trace:
-    """What an edit needs while its graph is built: the handle, the layer, and constants already uploaded.
-
-    A trace is open only while its edit runs; a :class:`Tensor` kept longer refuses every use.
-    """
-
-    def __init__(self, lib: native.Library, handle: int, constants: dict):
-        self._lib, self._handle, self._constants = lib, handle, constants
-        self._open = False
-        self.layer = -1
-
-    @contextmanager
-    def opened(self, layer: int):
-        """Open for one edit in ``layer``."""
-        self._open, self.layer = True, layer
-        try:
-            yield self
-        finally:
-            self._open = False
-
-    def _check_open(self) -> None:
-        if not self._open:
-            raise EditError(
-                "This tensor belongs to an edit that has returned. Compute with a tensor only inside the edit "
-                "that received it; to keep values, capture the site."
-            )
-
-    def _raise(self) -> None:
-        raise EditError((self._lib.error(self._handle) or b"the operation failed").decode())
-
-    def tensor(self, pointer: int) -> "Tensor":
-        """Wrap a graph tensor; its shape is read from the library."""
-        info = native.TensorInfo()
-        if self._lib.tensor_get_info(self._handle, pointer, ct.byref(info)) != 0:
-            self._raise()
-        return Tensor(self, pointer, _shape_of(info.ne))
-
-    def op(self, name: str, a: "Tensor", b: "Tensor | None" = None, *, f=(), i=(), shape: tuple[int, ...]) -> "Tensor":
-        """Add a node; ``shape`` is that of the result, in numpy's order."""
-        self._check_open()
-        for operand in (a, b):
-            if operand is not None and operand._trace is not self:
-                raise EditError("The tensors belong to different edits.")
-        pointer = self._lib.op(
-            self._handle,
-            native.OPS.index(name),
-            a._pointer,
-            b._pointer if b is not None else None,
-            (ct.c_float * 2)(*f) if f else None,
-            (ct.c_int64 * 4)(*i) if i else None,
-        )
-        if not pointer:
-            self._raise()
-        return Tensor(self, pointer, shape)
-
-    def constant(self, value) -> "Tensor":
-        """Upload an array once for the whole program; later graphs of the same program use it again."""
-        self._check_open()
-        key = (id(value), self.layer)
-        if key in self._constants:
-            _, pointer, shape = self._constants[key]
-            return Tensor(self, pointer, shape)
-        array = as_float32(value)
-        if array.ndim > _MAX_DIMS:
-            raise EditError(f"A constant has at most {_MAX_DIMS} dimensions; this one has shape {array.shape}.")
-        if array.size == 0:
-            raise EditError(f"A constant of shape {array.shape} is empty.")
-        shape = array.shape or (1,)
-        pointer = self._lib.const(
-            self._handle, self.layer, (ct.c_int64 * 4)(*_ne_of(shape)), array.ctypes.data_as(ct.POINTER(ct.c_float))
-        )
-        if not pointer:
-            self._raise()
-        # keeping the value keeps its id from being used again
-        self._constants[key] = (value, pointer, shape)
-        return Tensor(self, pointer, shape)
-
-    def mask(self, ranges: Sequence[tuple[int, int]], ndim: int, axis: int) -> "Tensor":
-        """1 for the tokens whose position lies in a range, else 0; uploaded with every batch of tokens."""
-        self._check_open()
-        array = (native.Range * len(ranges))(*[native.Range(lo, hi) for lo, hi in ranges])
-        pointer = self._lib.input_mask(self._handle, array, len(ranges), -1, ndim - 1 - axis)
-        if not pointer:
-            self._raise()
-        tensor = self.tensor(pointer)
-        return Tensor(self, pointer, tensor.shape + (1,) * (ndim - axis - len(tensor.shape)))
-
-    def rows(self, positions: Sequence[int], values: np.ndarray) -> "Tensor":
-        """``values[k]`` for the token at ``positions[k]``, zero elsewhere; uploaded with every batch of tokens."""
-        self._check_open()
-        array = as_float32(values).reshape(len(positions), -1)
-        pointer = self._lib.input_rows(
-            self._handle,
-            (ct.c_int32 * len(positions))(*positions),
-            len(positions),
-            -1,
-            array.ctypes.data_as(ct.POINTER(ct.c_float)),
-            array.shape[1],
-        )
-        if not pointer:
-            self._raise()
-        return self.tensor(pointer)
+#: dimensions that a tensor of ggml has at most
+MAX_DIMS = 4
 
 
 def as_float32(value) -> np.ndarray:
@@ -133,7 +31,7 @@ def as_float32(value) -> np.ndarray:
         raise EditError(f"A {type(value).__name__} is no array of numbers: {err}") from err
 
 
-def _shape_of(ne) -> tuple[int, ...]:
+def shape_of(ne) -> tuple[int, ...]:
     """ggml's dimensions, the fastest first and padded with ones, as a numpy shape."""
     dims = list(ne)
     while len(dims) > 1 and dims[-1] == 1:
@@ -141,8 +39,8 @@ def _shape_of(ne) -> tuple[int, ...]:
     return tuple(int(d) for d in reversed(dims))
 
 
-def _ne_of(shape: Sequence[int]) -> list[int]:
-    return list(reversed(shape)) + [1] * (_MAX_DIMS - len(shape))
+def ne_of(shape: Sequence[int]) -> list[int]:
+    return list(reversed(shape)) + [1] * (MAX_DIMS - len(shape))
 
 
 def _broadcast(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:
@@ -195,8 +93,8 @@ class Tensor:
             other = self._trace.constant(other)
         a, b = (other, self) if swapped else (self, other)
         shape = _broadcast(a.shape, b.shape)
-        if len(shape) > _MAX_DIMS:
-            raise EditError(f"The result would have shape {shape}; tensors have at most {_MAX_DIMS} dimensions.")
+        if len(shape) > MAX_DIMS:
+            raise EditError(f"The result would have shape {shape}; tensors have at most {MAX_DIMS} dimensions.")
         # ggml repeats only its second operand
         if math.prod(a.shape) != math.prod(shape):
             if name in ("add", "mul") and math.prod(b.shape) == math.prod(shape):
@@ -337,19 +235,19 @@ class Tensor:
             rest = math.prod(d for d in shape if d != -1)
             if rest and math.prod(self.shape) % rest == 0:
                 shape = tuple(math.prod(self.shape) // rest if d == -1 else d for d in shape)
-        if len(shape) > _MAX_DIMS or any(d < 1 for d in shape) or math.prod(shape) != math.prod(self.shape):
+        if len(shape) > MAX_DIMS or any(d < 1 for d in shape) or math.prod(shape) != math.prod(self.shape):
             raise EditError(f"A tensor of shape {self.shape} cannot be reshaped to {shape}.")
-        return self._trace.op("reshape", self, i=_ne_of(shape), shape=shape)
+        return self._trace.op("reshape", self, i=ne_of(shape), shape=shape)
 
     def expand(self, *shape) -> "Tensor":
         """Repeat axes of length 1 to the given shape."""
         shape = _as_shape(shape)
-        fits = len(self.shape) <= len(shape) <= _MAX_DIMS and all(
+        fits = len(self.shape) <= len(shape) <= MAX_DIMS and all(
             own in (1, wanted) for own, wanted in zip(reversed(self.shape), reversed(shape))
         )
         if not fits or any(d < 1 for d in shape):
             raise EditError(f"A tensor of shape {self.shape} cannot be expanded to {shape}.")
-        return self._trace.op("repeat", self, i=_ne_of(shape), shape=shape)
+        return self._trace.op("repeat", self, i=ne_of(shape), shape=shape)
 
     def filled(self, value) -> "Tensor":
         """A tensor of this shape that holds ``value``, whatever this one holds: infinities leave no trace."""
@@ -361,7 +259,7 @@ class Tensor:
         axes = _as_shape(axes) if axes else (*range(self.ndim - 2), self.ndim - 1, self.ndim - 2)
         if self.ndim < 2 or sorted(axes) != list(range(self.ndim)):
             raise EditError(f"{axes} is no order of the {self.ndim} axes of shape {self.shape}.")
-        goes_to = list(range(_MAX_DIMS))  # ggml wants where each dimension goes, counted from the fastest
+        goes_to = list(range(MAX_DIMS))  # ggml wants where each dimension goes, counted from the fastest
         for new, old in enumerate(axes):
             goes_to[self.ndim - 1 - old] = self.ndim - 1 - new
         return self._trace.op("permute", self, i=goes_to, shape=tuple(self.shape[a] for a in axes))

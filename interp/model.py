@@ -12,15 +12,16 @@ from pathlib import Path
 
 import numpy as np
 
-from . import native
+from . import header, native
 from .errors import ModelError, RunError, SiteError
-from .program import END, Program, as_list, decode
+from .program import Program, as_list, decode
 from .run import Generation, Run
 from .scan import MIN_BATCH, scan
 from .sites import Key, Site, SiteTable
+from .trace import END
 from .vocab import Vocab
 
-_KV_TYPES = {"f16": native.GGML_TYPE_F16, "f32": native.GGML_TYPE_F32, "q8_0": native.GGML_TYPE_Q8_0}
+_KV_TYPES = {"f16": header.GGML_TYPE_F16, "f32": header.GGML_TYPE_F32, "q8_0": header.GGML_TYPE_Q8_0}
 
 #: more are no prompt but a mistake, and ggml has no room for them
 _MAX_CTX, _MAX_LAYERS, _MAX_THREADS = 1 << 27, 1 << 16, 512
@@ -114,7 +115,7 @@ class Model:
         self._lock = threading.Lock()
         self._owner: int | None = None
         n_cells = max(n_ctx, MIN_BATCH)
-        params = native.Params(
+        params = header.Params(
             n_ctx=n_cells,
             n_batch=n_cells,
             n_ubatch=min(n_cells, 512),
@@ -133,7 +134,7 @@ class Model:
             log = "; ".join(line.strip() for line in self._lib.take_log()[-3:])
             raise ModelError(f"{self.path}: {reason}{f' ({log})' if log else ''}.")
 
-        info = native.Info()
+        info = header.Info()
         self._lib.get_info(self._handle, ct.byref(info))
         self.n_ctx = min(n_ctx, info.n_ctx)
         self.n_layer, self.n_head, self.n_head_kv = info.n_layer, info.n_head, info.n_head_kv
@@ -378,7 +379,7 @@ class Model:
     def _session(self, program: Program, stop: Key | None, start: tuple[Key, np.ndarray] | None = None):
         """The program installed and an empty cache, both gone again at the end."""
         with self._locked() as handle:
-            callback = program.install(self._lib, handle)
+            callbacks = program.install(self._lib, handle)
             try:
                 if stop is not None:
                     self._lib.stop_set(handle, stop.name.encode(), stop.layer, stop.occurrence)
@@ -391,12 +392,10 @@ class Model:
             finally:
                 self._lib.program_clear(handle)
                 self._lib.memory_clear(handle)
-                del callback
+                del callbacks
 
     def _decode(self, program: Program, handle: int, tokens, first: int, outputs: np.ndarray) -> None:
-        reason = decode(self._lib, handle, tokens, first, outputs)
-        if reason is not None:
-            program.raise_kept(reason)
+        program.check(decode(self._lib, handle, tokens, first, outputs))
 
     @staticmethod
     def _outputs(program: Program, n: int, logits: str | None) -> np.ndarray:
@@ -410,8 +409,8 @@ class Model:
         position ``first`` on, or none."""
         named = self._table.has("l_out", self.n_layer - 1)
         if program.is_within_layers and named and (first is None or outputs[:-1].any()) and outputs.all():
-            ranges = [] if first is None else [native.Range(first, END)]
-            self._lib.logits_set(handle, (native.Range * len(ranges))(*ranges), len(ranges))
+            ranges = [] if first is None else [header.Range(first, END)]
+            self._lib.logits_set(handle, (header.Range * len(ranges))(*ranges), len(ranges))
 
     def _logits(self, handle: int, which: str, n: int) -> np.ndarray:
         """Logits of the last decode of ``n`` tokens: of all, or of the last."""

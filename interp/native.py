@@ -1,8 +1,4 @@
-"""The border to the compiled library: finding it, checking its layout, and one binding for each C function.
-
-The C side is ``patches/native/llama-interp.h``. No struct of llama.cpp crosses by value; our own structs start
-with their size, and :func:`load` compares every offset with what the library reports before anything is called.
-"""
+"""The border to the compiled library: finding it and checking its layout before anything is called."""
 
 from __future__ import annotations
 
@@ -10,224 +6,11 @@ import ctypes as ct
 import json
 import os
 import sys
-from ctypes import POINTER, c_char, c_char_p, c_float, c_int8, c_int32, c_int64, c_size_t, c_uint32, c_uint64, c_void_p
 from functools import lru_cache
 from pathlib import Path
 
+from . import header
 from .errors import LibraryError
-
-VERSION = 1
-
-GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_Q8_0, GGML_TYPE_I32 = 0, 1, 8, 26
-
-CAPTURE_TENSOR, CAPTURE_ATTN = 0, 1
-
-#: names of ``enum llama_interp_op``, in its order
-OPS = (
-    "neg abs sqr sqrt exp log relu gelu silu tanh sigmoid step soft_max sum mean norm rms_norm scale clamp "
-    "reshape permute slice repeat add sub mul div mul_mat concat"
-).split()
-
-#: the first operation with two operands, ``LLAMA_INTERP_OP_ADD``
-FIRST_BINARY_OP = OPS.index("add")
-
-
-class _Sized(ct.Structure):
-    """A struct whose first field is its own size; the fields that follow come from ``_fields_`` of a subclass."""
-
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.size = ct.sizeof(self)
-
-
-def _fields(kind, names: str) -> list:
-    return [(name, kind) for name in names.split()]
-
-
-class Params(_Sized):
-    """``struct llama_interp_params``"""
-
-    _fields_ = _fields(c_uint32, "size n_ctx n_batch n_ubatch n_seq_max") + _fields(
-        c_int32, "n_gpu_layers n_threads type_kv flash_attn use_mmap use_extra_bufts"
-    )
-
-
-class Info(_Sized):
-    """``struct llama_interp_info``"""
-
-    _fields_ = (
-        _fields(c_uint32, "size n_ctx n_batch n_ubatch n_seq_max n_ctx_train")
-        + _fields(
-            c_int32,
-            "n_vocab n_embd n_layer n_head n_head_kv n_embd_head_k n_embd_head_v n_threads flash_attn "
-            "has_memory has_encoder is_recurrent token_bos token_eos add_bos",
-        )
-        + _fields(c_uint64, "n_params n_bytes")
-    )
-
-
-class TensorInfo(_Sized):
-    """``struct llama_interp_tensor_info``"""
-
-    _fields_ = [
-        ("size", c_uint32),
-        ("type", c_int32),
-        ("ne", c_int64 * 4),
-        ("is_input", c_int32),
-        ("rows_axis", c_int32),
-    ]
-
-
-class SiteInfo(_Sized):
-    """``struct llama_interp_site``"""
-
-    _fields_ = [
-        ("size", c_uint32),
-        ("il", c_int32),
-        ("occurrence", c_int32),
-        ("type", c_int32),
-        ("ne", c_int64 * 4),
-        ("rows_axis", c_int32),
-        ("is_leaf", c_int32),
-        ("name", c_char * 64),
-    ]
-
-
-class Range(ct.Structure):
-    """``struct llama_interp_range``"""
-
-    _fields_ = [("lo", c_int32), ("hi", c_int32)]
-
-
-class Batch(_Sized):
-    """``struct llama_interp_batch``"""
-
-    _fields_ = [
-        ("size", c_uint32),
-        ("n_tokens", c_int32),
-        ("token", POINTER(c_int32)),
-        ("pos", POINTER(c_int32)),
-        ("seq", POINTER(c_int32)),
-        ("output", POINTER(c_int8)),
-    ]
-
-
-class CaptureInfo(_Sized):
-    """``struct llama_interp_capture_info``"""
-
-    _fields_ = [
-        ("size", c_uint32),
-        ("type", c_int32),
-        ("n_rows", c_int32),
-        ("rows_axis", c_int32),
-        ("ne", c_int64 * 4),
-    ]
-
-
-class _AbiEntry(ct.Structure):
-    _fields_ = [("name", c_char_p), ("value", c_uint64)]
-
-
-_STRUCTS = {
-    "llama_interp_params": Params,
-    "llama_interp_info": Info,
-    "llama_interp_tensor_info": TensorInfo,
-    "llama_interp_site": SiteInfo,
-    "llama_interp_range": Range,
-    "llama_interp_batch": Batch,
-    "llama_interp_capture_info": CaptureInfo,
-}
-
-# struct ggml_tensor * (*)(void * user_data, int32_t edit, struct ggml_tensor * cur)
-EDIT_FN = ct.CFUNCTYPE(c_void_p, c_void_p, c_int32, c_void_p)
-
-_FLOATS, _INTS, _LONGS = POINTER(c_float), POINTER(c_int32), POINTER(c_int64)
-
-_PROTOTYPES = {
-    # void llama_interp_log_init(int32_t level)
-    "log_init": (None, [c_int32]),
-    # size_t llama_interp_log_take(char * buf, size_t n_buf)
-    "log_take": (c_size_t, [c_char_p, c_size_t]),
-    # struct llama_interp * llama_interp_init(const char * path, const struct llama_interp_params * params)
-    "init": (c_void_p, [c_char_p, POINTER(Params)]),
-    # struct llama_interp * llama_interp_attach(struct llama_context * ctx)
-    "attach": (c_void_p, [c_void_p]),
-    # void llama_interp_free(struct llama_interp *)
-    "free": (None, [c_void_p]),
-    # int32_t llama_interp_get_info(const struct llama_interp *, struct llama_interp_info * info)
-    "get_info": (c_int32, [c_void_p, POINTER(Info)]),
-    # const char * llama_interp_error(const struct llama_interp *)
-    "error": (c_char_p, [c_void_p]),
-    # int32_t llama_interp_meta(const struct llama_interp *, const char * key, char * buf, size_t n_buf)
-    "meta": (c_int32, [c_void_p, c_char_p, c_char_p, c_size_t]),
-    # int32_t llama_interp_tokenize(.., text, n_text, int32_t * tokens, n_tokens_max, add_special, parse_special)
-    "tokenize": (c_int32, [c_void_p, c_char_p, c_int32, _INTS, c_int32, c_int32, c_int32]),
-    # int32_t llama_interp_token_to_piece(.., int32_t token, char * buf, int32_t n_buf)
-    "token_to_piece": (c_int32, [c_void_p, c_int32, c_char_p, c_int32]),
-    # int32_t llama_interp_token_is_eog(.., int32_t token)
-    "token_is_eog": (c_int32, [c_void_p, c_int32]),
-    # int32_t llama_interp_weight_info(.., const char * name, struct llama_interp_tensor_info * info)
-    "weight_info": (c_int32, [c_void_p, c_char_p, POINTER(TensorInfo)]),
-    # int32_t llama_interp_weight_read(.., const char * name, float * dst, size_t n_dst)
-    "weight_read": (c_int32, [c_void_p, c_char_p, _FLOATS, c_size_t]),
-    # int32_t llama_interp_scan(.., int32_t n_tokens)
-    "scan": (c_int32, [c_void_p, c_int32]),
-    # int32_t llama_interp_scan_get(.., int32_t i, struct llama_interp_site * site)
-    "scan_get": (c_int32, [c_void_p, c_int32, POINTER(SiteInfo)]),
-    # void llama_interp_program_clear(struct llama_interp *)
-    "program_clear": (None, [c_void_p]),
-    # int32_t llama_interp_capture_add(.., name, il, occurrence, kind, rows_axis, heads, n_heads, ranges, n_ranges)
-    "capture_add": (
-        c_int32,
-        [c_void_p, c_char_p, c_int32, c_int32, c_int32, c_int32, _INTS, c_int32, POINTER(Range), c_int32],
-    ),
-    # int32_t llama_interp_edit_add(.., const char * name, int32_t il, int32_t occurrence, int32_t rows_axis)
-    "edit_add": (c_int32, [c_void_p, c_char_p, c_int32, c_int32, c_int32]),
-    # void llama_interp_set_edit_fn(.., llama_interp_edit_fn fn, void * user_data)
-    "set_edit_fn": (None, [c_void_p, EDIT_FN, c_void_p]),
-    # int32_t llama_interp_start_set(.., name, il, occurrence, const float * data, int32_t n_rows)
-    "start_set": (c_int32, [c_void_p, c_char_p, c_int32, c_int32, _FLOATS, c_int32]),
-    # int32_t llama_interp_logits_set(.., const struct llama_interp_range * ranges, int32_t n_ranges)
-    "logits_set": (c_int32, [c_void_p, POINTER(Range), c_int32]),
-    # int32_t llama_interp_stop_set(.., const char * name, int32_t il, int32_t occurrence)
-    "stop_set": (c_int32, [c_void_p, c_char_p, c_int32, c_int32]),
-    # int32_t llama_interp_decode(.., const struct llama_interp_batch * batch)
-    "decode": (c_int32, [c_void_p, POINTER(Batch)]),
-    # int32_t llama_interp_logits_count(const struct llama_interp *)
-    "logits_count": (c_int32, [c_void_p]),
-    # int32_t llama_interp_logits_read(.., float * dst, int32_t first, int32_t n_rows)
-    "logits_read": (c_int32, [c_void_p, _FLOATS, c_int32, c_int32]),
-    # void llama_interp_memory_clear(struct llama_interp *)
-    "memory_clear": (None, [c_void_p]),
-    # int32_t llama_interp_memory_seq_rm(.., int32_t seq, int32_t p0, int32_t p1)
-    "memory_seq_rm": (c_int32, [c_void_p, c_int32, c_int32, c_int32]),
-    # int32_t llama_interp_memory_seq_cp(.., int32_t src, int32_t dst, int32_t p0, int32_t p1)
-    "memory_seq_cp": (c_int32, [c_void_p, c_int32, c_int32, c_int32, c_int32]),
-    # void llama_interp_graph_counts(.., int64_t * n_built, int64_t * n_reused)
-    "graph_counts": (None, [c_void_p, _LONGS, _LONGS]),
-    # int32_t llama_interp_capture_get_info(.., int32_t id, struct llama_interp_capture_info * info)
-    "capture_get_info": (c_int32, [c_void_p, c_int32, POINTER(CaptureInfo)]),
-    # int32_t llama_interp_capture_read(.., int32_t id, void * dst, size_t n_bytes)
-    "capture_read": (c_int32, [c_void_p, c_int32, c_void_p, c_size_t]),
-    # void * llama_interp_capture_take(.., int32_t id, size_t n_bytes)
-    "capture_take": (c_void_p, [c_void_p, c_int32, c_size_t]),
-    # void llama_interp_capture_free(void * data)
-    "capture_free": (None, [c_void_p]),
-    # int32_t llama_interp_capture_rows(.., int32_t id, int32_t * pos, int32_t * seq)
-    "capture_rows": (c_int32, [c_void_p, c_int32, _INTS, _INTS]),
-    # void llama_interp_capture_clear(struct llama_interp *)
-    "capture_clear": (None, [c_void_p]),
-    # struct ggml_tensor * llama_interp_op(.., int32_t op, a, b, const float * f, const int64_t * i)
-    "op": (c_void_p, [c_void_p, c_int32, c_void_p, c_void_p, _FLOATS, _LONGS]),
-    # struct ggml_tensor * llama_interp_const(.., int32_t il, const int64_t * ne, const float * data)
-    "const": (c_void_p, [c_void_p, c_int32, _LONGS, _FLOATS]),
-    # struct ggml_tensor * llama_interp_input_mask(.., ranges, n_ranges, int32_t seq, int32_t dim)
-    "input_mask": (c_void_p, [c_void_p, POINTER(Range), c_int32, c_int32, c_int32]),
-    # struct ggml_tensor * llama_interp_input_rows(.., pos, n_pos, int32_t seq, const float * data, int64_t n_embd)
-    "input_rows": (c_void_p, [c_void_p, _INTS, c_int32, c_int32, _FLOATS, c_int64]),
-    # int32_t llama_interp_tensor_get_info(.., const struct ggml_tensor * t, struct llama_interp_tensor_info * info)
-    "tensor_get_info": (c_int32, [c_void_p, c_void_p, POINTER(TensorInfo)]),
-}
 
 
 def _library_name() -> str:
@@ -265,26 +48,17 @@ def find_library() -> Path:
 
 
 def _expected_abi() -> dict[str, int]:
-    expected = {"version": VERSION}
-    for name, struct in _STRUCTS.items():
+    expected = dict(header.CONSTANTS)
+    for name, struct in header.STRUCTS.items():
         expected[f"{name}.size"] = ct.sizeof(struct)
         for field in (f[0] for f in struct._fields_ if f[0] != "size"):
             expected[f"{name}.{field}"] = getattr(struct, field).offset
-    expected.update(
-        {
-            "ggml_type.f32": GGML_TYPE_F32,
-            "ggml_type.f16": GGML_TYPE_F16,
-            "ggml_type.i32": GGML_TYPE_I32,
-            "ggml_type.q8_0": GGML_TYPE_Q8_0,
-            "llama_interp_op.count": len(OPS),
-        }
-    )
     return expected
 
 
 def _reported_abi(lib: ct.CDLL) -> dict[str, int]:
     # const struct llama_interp_abi_entry * llama_interp_abi(void)
-    lib.llama_interp_abi.restype = POINTER(_AbiEntry)
+    lib.llama_interp_abi.restype = ct.POINTER(header.AbiEntry)
     lib.llama_interp_abi.argtypes = []
     entries, reported, i = lib.llama_interp_abi(), {}, 0
     while entries[i].name is not None:
@@ -327,7 +101,7 @@ class Library:
     def __init__(self, path: Path):
         self.path = path
         self._lib = _open(path)
-        for name, (restype, argtypes) in _PROTOTYPES.items():
+        for name, (restype, argtypes) in header.PROTOTYPES.items():
             try:
                 fn = getattr(self._lib, f"llama_interp_{name}")
             except AttributeError as err:

@@ -10,14 +10,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from . import native
-from .edits import Edit
+from . import header, native
+from .edits import Build, Edit, Part
 from .errors import EditError, InterpError, RunError, SiteError
-from .graph import Tensor, Trace
+from .graph import Tensor, as_float32
 from .sites import At, Site, SiteTable, as_at
-
-#: above any position: the end of an open range
-END = 2**31 - 1
+from .trace import Place, Trace, row_positions, row_ranges
 
 
 @dataclass(frozen=True)
@@ -31,30 +29,14 @@ class Captured:
 
 @dataclass(frozen=True)
 class Applied:
-    """One edit at one site."""
+    """One edit at one site; the fields beside ``name`` and ``build`` are those of a :class:`Place`."""
 
-    edit: Edit
+    name: str
+    build: Build
     site: Site
     heads: tuple[int, ...] | None
+    positions: tuple[int, ...] | None
     ranges: tuple[tuple[int, int], ...]
-
-
-def row_ranges(rows, n_prompt: int) -> tuple[tuple[int, int], ...]:
-    """Chosen positions as half-open ranges; empty for all.
-
-    Raises:
-        SiteError: a position outside of the prompt.
-    """
-    if rows is None:
-        return ()
-    if rows == "last":
-        return ((n_prompt - 1, n_prompt),)
-    if rows == "generated":
-        return ((n_prompt, END),)
-    for position in rows:
-        if not -n_prompt <= position < n_prompt:
-            raise SiteError(f"Position {position} is out of range: the prompt has {n_prompt} tokens.")
-    return tuple((p, p + 1) for p in sorted({p % n_prompt for p in rows}))
 
 
 def head_indices(heads: tuple[int, ...] | None, site: Site) -> tuple[int, ...] | None:
@@ -146,17 +128,22 @@ class Program:
         for edit in edits:
             if not isinstance(edit, Edit):
                 raise EditError(f"{edit!r} is no edit; make one with interp.edit(at, fn) or one of its kin.")
-            for site in select(self._table, edit.at, self._computed):
-                if not site.editable:
-                    raise EditError(
-                        f"{site.key} is an input of the graph or holds no floats, so it cannot be edited. "
-                        "The token embeddings are 'embd'."
-                    )
-                if site.rows_axis < 0 and edit.at.rows is not None:
-                    raise SiteError(f"{site.key} has axes {site.axes}: no positions can be chosen.")
-                ranges = row_ranges(edit.at.rows, self._n_prompt)
-                found.append(Applied(edit, site, head_indices(edit.at.heads, site), ranges))
+            for part in edit.parts:
+                found += [self._apply(edit, part, site) for site in select(self._table, part.at, self._computed)]
         return found
+
+    def _apply(self, edit: Edit, part: Part, site: Site) -> Applied:
+        if not site.editable:
+            raise EditError(
+                f"{site.key} is an input of the graph or holds no floats, so it cannot be edited. "
+                "The token embeddings are 'embd'."
+            )
+        rows = part.at.rows
+        if site.rows_axis < 0 and rows is not None:
+            raise SiteError(f"{site.key} has axes {site.axes}: no positions can be chosen.")
+        ranges = row_ranges(rows, self._n_prompt)
+        heads = head_indices(part.at.heads, site)
+        return Applied(edit.name, part.build, site, heads, row_positions(rows, self._n_prompt), ranges)
 
     @property
     def is_empty(self) -> bool:
@@ -169,14 +156,14 @@ class Program:
 
     # installing
 
-    def install(self, lib: native.Library, handle: int) -> Callable:
-        """Hand everything to the library. The result is the callback, to be kept as long as the program is in use.
+    def install(self, lib: native.Library, handle: int) -> tuple[Callable, ...]:
+        """Hand everything to the library. The result are the callbacks, to be kept as long as the program is in use.
 
         Raises:
             RunError: the library refuses.
         """
         lib.program_clear(handle)
-        self._trace = Trace(lib, handle, constants={})
+        self._trace = Trace(lib, handle)
         for captured in self.captures:
             site = captured.site
             # heads of a plain tensor are chosen after the copy: they lie side by side in a row
@@ -186,11 +173,11 @@ class Program:
                 site.name.encode(),
                 site.layer,
                 site.occurrence,
-                native.CAPTURE_ATTN if site.is_attention else native.CAPTURE_TENSOR,
+                header.CAPTURE_ATTN if site.is_attention else header.CAPTURE_TENSOR,
                 site.rows_axis,
                 (ct.c_int32 * len(heads))(*heads),
                 len(heads),
-                (native.Range * len(captured.ranges))(*[native.Range(*r) for r in captured.ranges]),
+                (header.Range * len(captured.ranges))(*[header.Range(*r) for r in captured.ranges]),
                 len(captured.ranges),
             )
             if status < 0:
@@ -199,28 +186,44 @@ class Program:
             site = applied.site
             if lib.edit_add(handle, site.name.encode(), site.layer, site.occurrence, site.rows_axis) < 0:
                 raise RunError(lib.error(handle).decode())
-        callback = native.EDIT_FN(self._on_edit)
-        lib.set_edit_fn(handle, callback, None)
-        return callback
+        callbacks = header.EDIT_FN(self._on_edit), header.HOST_FN(self._on_host)
+        lib.set_edit_fn(handle, callbacks[0], None)
+        lib.set_host_fn(handle, callbacks[1], None)
+        return callbacks
 
     def _on_edit(self, _user_data, index: int, pointer: int) -> int | None:
         """Called by the library while a graph is built. No exception may cross into C: it is kept for later."""
         try:
             applied = self.edits[index]
-            with self._trace.opened(applied.site.layer):
-                return trace_edit(self._trace, applied, self._trace.tensor(pointer))._pointer
+            with self._trace.opened(index, applied.site.layer):
+                return trace_edit(self._trace, applied, self._trace.tensor(pointer), self._n_prompt)._pointer
         except BaseException as err:  # noqa: BLE001 - KeyboardInterrupt too must not cross
             self.exception = err
             return None
 
-    def raise_kept(self, error: str) -> None:
-        """Raise what went wrong in an edit, or the library's own reason."""
+    def _on_host(self, _user_data, index: int, data, ne) -> None:
+        """Called by the library while a graph runs, with values to be changed in place."""
+        if self.exception is not None:
+            return
+        try:
+            fn, shape = self._trace.host_functions[index]
+            values = np.ctypeslib.as_array(data, shape)
+            result = as_float32(fn(values.copy()))
+            if result.shape != shape:
+                raise EditError(f"The edit at {self.edits[index].site.key} returned shape {result.shape}, not {shape}.")
+            values[...] = result
+        except BaseException as err:  # noqa: BLE001 - as above
+            self.exception = err
+
+    def check(self, error: str | None) -> None:
+        """Raise what went wrong in an edit, or the library's own reason; None: the run went well."""
         if self.exception is not None:
             err, self.exception = self.exception, None
             if isinstance(err, InterpError) or not isinstance(err, Exception):
                 raise err
             raise EditError(f"An edit raised {type(err).__name__}: {err}") from err
-        raise (EditError if "edit" in error else RunError)(error)
+        if error is not None:
+            raise (EditError if "edit" in error else RunError)(error)
 
     # reading
 
@@ -229,10 +232,11 @@ class Program:
         return [(captured, _read_one(lib, handle, i, captured)) for i, captured in enumerate(self.captures)]
 
 
-def trace_edit(trace: Trace, applied: Applied, found: Tensor) -> Tensor:
+def trace_edit(trace: Trace, applied: Applied, found: Tensor, n_prompt: int) -> Tensor:
     """Run an edit's function on a graph tensor and blend its result into the chosen heads and positions."""
     x = _in_axes(found, applied.site)
-    y = applied.edit.fn(x)
+    place = Place(trace, applied.site, applied.heads, applied.positions, applied.ranges, n_prompt)
+    y = applied.build(x, place)
     if not isinstance(y, Tensor):
         raise EditError(
             f"The edit at {applied.site.key} returned {type(y).__name__}; it must return a tensor of shape {x.shape}."
@@ -278,14 +282,14 @@ _TAKE_BYTES = 1 << 16
 
 
 def _read_one(lib: native.Library, handle: int, index: int, captured: Captured) -> np.ndarray:
-    info = native.CaptureInfo()
+    info = header.CaptureInfo()
     if lib.capture_get_info(handle, index, ct.byref(info)) != 0:
         raise RunError(f"Nothing was captured at {captured.site.key}.")
     site = captured.site
     if info.n_rows == 0:  # none of the positions was run: "generated", and nothing was generated after the prompt
         array = np.empty([length or 0 for length in site.shape], site.dtype)
         return array if captured.heads is None else np.take(array, captured.heads, axis=site.head_axis)
-    dtype = np.int32 if info.type == native.GGML_TYPE_I32 else np.float32
+    dtype = np.int32 if info.type == header.GGML_TYPE_I32 else np.float32
     shape = tuple(int(d) for d in reversed(info.ne))
     array = _take(lib, handle, index, shape, dtype)
     if array is None:
@@ -320,7 +324,7 @@ def decode(
 ) -> str | None:
     """Run tokens at positions ``first …`` of sequence 0; None, or the reason why not."""
     n = len(tokens)
-    batch = native.Batch(
+    batch = header.Batch(
         n_tokens=n,
         token=(ct.c_int32 * n)(*tokens),
         pos=(ct.c_int32 * n)(*range(first, first + n)),

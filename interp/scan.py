@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes as ct
 
-from . import native
+from . import header, native
 from .errors import RunError
 from .sites import ATTENTION, Site
 
@@ -37,13 +37,13 @@ def scan(lib: native.Library, handle: int, n_embd: int, n_vocab: int) -> list[Si
     ]
 
 
-def _get(lib: native.Library, handle: int, i: int) -> native.SiteInfo:
-    info = native.SiteInfo()
+def _get(lib: native.Library, handle: int, i: int) -> header.SiteInfo:
+    info = header.SiteInfo()
     lib.scan_get(handle, i, ct.byref(info))
     return info
 
 
-def _describe(info: native.SiteInfo, count: int, n_head: int, n_embd: int, n_vocab: int) -> Site:
+def _describe(info: header.SiteInfo, count: int, n_head: int, n_embd: int, n_vocab: int) -> Site:
     name = info.name.decode()
     # dimensions beyond the tokens' are ones
     n_dims = max([info.rows_axis + 1, *(d + 1 for d in range(4) if info.ne[d] > 1), 1])
@@ -62,8 +62,8 @@ def _describe(info: native.SiteInfo, count: int, n_head: int, n_embd: int, n_voc
         shape=shape,
         occurrence=info.occurrence,
         n_occurrences=count,
-        dtype="int32" if info.type == native.GGML_TYPE_I32 else "float32",
-        editable=not info.is_leaf and info.type == native.GGML_TYPE_F32,
+        dtype="int32" if info.type == header.GGML_TYPE_I32 else "float32",
+        editable=not info.is_leaf and info.type == header.GGML_TYPE_F32,
         rows_axis=info.rows_axis,
         n_heads=flat_heads,
     )

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import ctypes as ct
 
-from . import native
+from . import header, native
 from .errors import RunError
 
 
 class Vocab:
     """Tokenizer of a loaded model; the model's own, so that token ids are what it was trained on."""
 
-    def __init__(self, lib: native.Library, handle: int, info: native.Info):
+    def __init__(self, lib: native.Library, handle: int, info: header.Info):
         self._lib, self._handle = lib, handle
         self.n_vocab, self.bos, self.eos, self.add_bos = info.n_vocab, info.token_bos, info.token_eos, bool(info.add_bos)
 

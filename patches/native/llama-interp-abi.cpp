@@ -76,11 +76,27 @@ static const llama_interp_abi_entry entries[] = {
     FIELD(llama_interp_capture_info, rows_axis),
     FIELD(llama_interp_capture_info, ne),
 
+    SIZE (llama_interp_node),
+    FIELD(llama_interp_node, is_leaf),
+    FIELD(llama_interp_node, is_output),
+    FIELD(llama_interp_node, added),
+    FIELD(llama_interp_node, n_src),
+    FIELD(llama_interp_node, src),
+    FIELD(llama_interp_node, view_src),
+    FIELD(llama_interp_node, ne),
+    FIELD(llama_interp_node, nb),
+    FIELD(llama_interp_node, name),
+    FIELD(llama_interp_node, op),
+    FIELD(llama_interp_node, type),
+    FIELD(llama_interp_node, backend),
+
     { "ggml_type.f32", GGML_TYPE_F32 },
     { "ggml_type.f16", GGML_TYPE_F16 },
     { "ggml_type.i32", GGML_TYPE_I32 },
     { "ggml_type.q8_0", GGML_TYPE_Q8_0 },
     { "llama_interp_op.count", LLAMA_INTERP_OP_COUNT },
+    { "llama_interp_stats.before", LLAMA_INTERP_STATS_BEFORE },
+    { "llama_interp_stats.context", LLAMA_INTERP_STATS_CONTEXT },
 
     { nullptr, 0 },
 };

@@ -95,6 +95,15 @@ static void build_attn(llama_interp * interp, llama_interp_capture & capture, gg
     }
 }
 
+// elements of one index of an axis, of the dimensions below it
+static int64_t count_below(const ggml_tensor * t, int32_t axis) {
+    int64_t res = 1;
+    for (int d = 0; d < axis; ++d) {
+        res *= t->ne[d];
+    }
+    return res;
+}
+
 void llama_interp_capture_build(llama_interp * interp, llama_interp_capture & capture, ggml_tensor * cur) {
     const auto & gctx = interp->build->gctx;
 
@@ -119,6 +128,11 @@ void llama_interp_capture_build(llama_interp * interp, llama_interp_capture & ca
 
     const int32_t axis = capture.rows_axis;
 
+    if (capture.stats && (axis < 1 || cur->type != GGML_TYPE_F32 || ggml_nelements(cur) != count_below(cur, axis)*cur->ne[axis])) {
+        interp->fail("no statistics at " + capture.target.str() + ": its rows are not tokens with float channels");
+        return;
+    }
+
     const int64_t n_rows       = axis >= 0 ? cur->ne[axis] : 1;
     const bool    outputs_only = n_rows != gctx.n_tokens && n_rows == gctx.n_outputs;
 
@@ -128,13 +142,8 @@ void llama_interp_capture_build(llama_interp * interp, llama_interp_capture & ca
         return;
     }
 
-    int64_t n_above = 1;
-    int64_t n_below = 1;
-    for (int d = 0; d < 4; ++d) {
-        n_below *= d < axis ? cur->ne[d] : 1;
-        n_above *= d > axis ? cur->ne[d] : 1;
-    }
-    if (axis < 1 || n_above != 1) {
+    const int64_t n_below = count_below(cur, axis);
+    if (axis < 1 || n_below*n_rows != ggml_nelements(cur)) {
         interp->fail("positions cannot be chosen at " + capture.target.str() + ": its rows are not tokens");
         return;
     }
@@ -157,8 +166,11 @@ void llama_interp_capture_build(llama_interp * interp, llama_interp_capture & ca
 // gather
 //
 
-// the cells of the KV cache that hold a layer, or null for a model without one
-static const llama_kv_cache * find_cache(llama_memory_i * memory, bool is_swa) {
+const llama_kv_cache * llama_interp_find_cache(const llama_interp * interp, int32_t il) {
+    llama_memory_i * memory = interp->lctx->get_memory();
+
+    const bool is_swa = interp->lctx->get_model().hparams.is_swa(il);
+
     if (auto * kv = dynamic_cast<llama_kv_cache *>(memory)) {
         return kv;
     }
@@ -285,6 +297,14 @@ static void read_async(ggml_backend_t backend, const ggml_tensor * t, void * dst
     }
 }
 
+// in memory of the CPU, which has computed by the time that we look
+static bool is_readable(const llama_interp * interp, const ggml_tensor * t) {
+    ggml_backend_t backend = ggml_backend_sched_get_tensor_backend(interp->lctx->get_sched(), const_cast<ggml_tensor *>(t));
+
+    return backend && ggml_backend_buffer_is_host(t->buffer) &&
+        ggml_backend_dev_type(ggml_backend_get_device(backend)) == GGML_BACKEND_DEVICE_TYPE_CPU;
+}
+
 static llama_interp_chunk read_part(
         llama_interp * interp, const llama_interp_capture & capture, const llama_interp_capture::part & part,
         llama_interp_rows_ptr rows, std::shared_ptr<const llama_interp_cells> cells) {
@@ -294,13 +314,8 @@ static llama_interp_chunk read_part(
     chunk.rows  = rows;
     chunk.first = &part == &capture.parts.front();
 
-    ggml_backend_t backend = ggml_backend_sched_get_tensor_backend(interp->lctx->get_sched(), part.t);
-
-    // the CPU has computed by now: trim straight from the tensor, one copy less
-    const bool on_cpu = backend && ggml_backend_buffer_is_host(part.t->buffer) &&
-        ggml_backend_dev_type(ggml_backend_get_device(backend)) == GGML_BACKEND_DEVICE_TYPE_CPU;
-
-    if (cells && on_cpu) {
+    if (cells && is_readable(interp, part.t)) {
+        // trim straight from the tensor: one copy less
         chunk.ne[0]   = count_keys(*cells);
         chunk.n_bytes = chunk.ne[0]*chunk.ne[1]*chunk.ne[2]*sizeof(float);
         chunk.data.reset((uint8_t *) malloc(chunk.n_bytes));
@@ -309,15 +324,25 @@ static llama_interp_chunk read_part(
         chunk.n_bytes = ggml_nbytes(part.t);
         chunk.data.reset((uint8_t *) malloc(chunk.n_bytes));
         chunk.cells = cells;
-        read_async(backend, part.t, chunk.data.get());
+        read_async(ggml_backend_sched_get_tensor_backend(interp->lctx->get_sched(), part.t), part.t, chunk.data.get());
     }
     return chunk;
 }
 
+static void add_stats(llama_interp * interp, llama_interp_capture & capture, const llama_interp_capture::part & part, const llama_interp_rows & rows) {
+    const int64_t n_channels = ggml_nelements(part.t)/std::max<int64_t>(part.t->ne[capture.rows_axis], 1);
+
+    if (is_readable(interp, part.t)) {
+        llama_interp_stats_add(*capture.stats, (const float *) part.t->data, n_channels, rows, interp->tokens);
+        return;
+    }
+    std::vector<float> data(ggml_nelements(part.t));
+    ggml_backend_tensor_get(part.t, data.data(), 0, ggml_nbytes(part.t));
+    llama_interp_stats_add(*capture.stats, data.data(), n_channels, rows, interp->tokens);
+}
+
 void llama_interp_capture_gather(llama_interp * interp, const llama_ubatch & ubatch) {
     ubatch_rows rows = { ubatch, {} };
-
-    const auto & hparams = interp->lctx->get_model().hparams;
 
     std::map<std::pair<const llama_kv_cache *, const llama_interp_rows *>, std::shared_ptr<const llama_interp_cells>> cells;
 
@@ -327,7 +352,7 @@ void llama_interp_capture_gather(llama_interp * interp, const llama_ubatch & uba
 
             std::shared_ptr<const llama_interp_cells> part_cells;
             if (capture.kind == LLAMA_INTERP_CAPTURE_ATTN) {
-                const auto * kv = find_cache(interp->lctx->get_memory(), hparams.is_swa(capture.target.il));
+                const auto * kv = llama_interp_find_cache(interp, capture.target.il);
 
                 auto & found = cells[{ kv, part_rows.get() }];
                 if (!found) {
@@ -336,6 +361,10 @@ void llama_interp_capture_gather(llama_interp * interp, const llama_ubatch & uba
                 part_cells = found;
             }
             capture.type = part.t->type;
+            if (capture.stats) {
+                add_stats(interp, capture, part, *part_rows);
+                continue;
+            }
             capture.chunks.push_back(read_part(interp, capture, part, part_rows, part_cells));
         }
     }

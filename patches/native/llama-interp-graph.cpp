@@ -17,11 +17,18 @@
 
 class llm_graph_input_interp : public llm_graph_input_i {
 public:
-    llm_graph_input_interp(llama_interp * interp) : interp(interp), version(interp ? interp->version : 0), active(interp && interp->decoding) {}
+    llm_graph_input_interp(llama_interp * interp, llm_graph_result * res) :
+        interp(interp), res(res), version(interp ? interp->version : 0), active(interp && interp->decoding) {}
 
     void set_input(const llama_ubatch * ubatch) override {
-        if (active) {
-            llama_interp_inputs_upload(interp, *ubatch);
+        if (!active) {
+            return;
+        }
+        llama_interp_inputs_upload(interp, *ubatch);
+        if (!shown) {
+            // by now every node has its backend
+            llama_interp_nodes_show(interp, res->get_gf());
+            shown = true;
         }
     }
 
@@ -33,9 +40,11 @@ public:
         return !active || (interp->version == version && llama_interp_inputs_fit(interp, params.ubatch));
     }
 
-    llama_interp * interp;
-    const uint64_t version;
-    const bool     active;
+    llama_interp *     interp;
+    llm_graph_result * res;
+    const uint64_t     version;
+    const bool         active;
+    bool               shown = false;
 };
 
 //
@@ -95,7 +104,12 @@ llama_interp_build_scope::llama_interp_build_scope(llama_interp_build & build) :
 }
 
 llama_interp_build_scope::~llama_interp_build_scope() {
-    build.mem_added += ggml_used_mem(build.gctx.ctx0) - mem_used;
+    const size_t    mem_now = ggml_used_mem(build.gctx.ctx0);
+    const uint8_t * buffer  = (const uint8_t *) ggml_get_mem_buffer(build.gctx.ctx0);
+
+    build.mem_added += mem_now - mem_used;
+    build.gctx.cparams.interp->added.ranges.push_back({ buffer + mem_used, buffer + mem_now,
+        build.edit ? build.edit_id : (int32_t) llama_interp_added::CAPTURE });
 }
 
 //
@@ -129,7 +143,7 @@ void llama_interp_graph_begin(const llm_graph_context & gctx) {
     }
 
     if (!reserved) {
-        gctx.res->add_input(std::make_unique<llm_graph_input_interp>(interp));
+        gctx.res->add_input(std::make_unique<llm_graph_input_interp>(interp, gctx.res));
     }
 
     // the dummy batches of a reserved graph have no positions that an edit could mean
@@ -143,7 +157,7 @@ void llama_interp_graph_begin(const llm_graph_context & gctx) {
     }
     interp->planned = planned;
 
-    interp->build.reset(new llama_interp_build { gctx, {}, {}, nullptr, {}, 0, nullptr, 0, false, {} });
+    interp->build.reset(new llama_interp_build(gctx));
     interp->failed = false;
     interp->full   = false;
     interp->again  = false;
@@ -151,6 +165,8 @@ void llama_interp_graph_begin(const llm_graph_context & gctx) {
 
     interp->inputs.clear();
     interp->sites .clear();
+    interp->added.ranges.clear();
+    interp->host_calls  .clear();
     interp->t_logits = nullptr;
 
     for (auto & capture : interp->captures) {
@@ -193,7 +209,9 @@ static void apply_edit(llama_interp * interp, llama_interp_edit & edit, ggml_ten
         return;
     }
 
-    build.edit   = &edit;
+    build.edit    = &edit;
+    build.edit_id = id;
+    build.n_keys  = llama_interp_is_attn(edit.target.name.c_str()) ? cur->ne[0] : 0;
     build.n_rows = count_rows(build.gctx, cur, edit.rows_axis, build.outputs_only);
     build.handles.clear();
     build.handles.insert(cur);
@@ -223,9 +241,11 @@ static void apply_edit(llama_interp * interp, llama_interp_edit & edit, ggml_ten
 
     if (res->op == GGML_OP_NONE) {
         // a constant is shared between graphs, a node of the model is not
+        build.edit = &edit;
         llama_interp_build_scope scope(build);
         res = ggml_cont(build.gctx.ctx0, res);
     }
+    build.edit = nullptr;
 
     ggml_set_name(res, cur->name);
 

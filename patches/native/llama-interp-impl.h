@@ -7,12 +7,16 @@
 
 #include "ggml-cpp.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <map>
 #include <memory>
 #include <string>
+#include <unordered_map>
 #include <unordered_set>
 #include <vector>
+
+class llama_kv_cache;
 
 // names of the tensors that the patch series adds
 #define LLAMA_INTERP_ATTN_SCORES "attn_scores"
@@ -78,6 +82,39 @@ struct llama_interp_chunk {
     bool first = true; // of its ubatch: the chunks of single heads that follow have the same rows
 };
 
+// the tokens of the batch that runs: ids[i] at position first + i
+struct llama_interp_tokens {
+    llama_pos            first = 0;
+    std::vector<int32_t> ids;
+};
+
+struct llama_interp_stats {
+    struct top {
+        float   value = 0.0f;
+        int64_t row   = -1;
+        int32_t tokens[LLAMA_INTERP_STATS_CONTEXT];
+
+        top() { std::fill(tokens, tokens + LLAMA_INTERP_STATS_CONTEXT, -1); }
+    };
+
+    float   threshold = 0.0f;
+    int32_t n_top     = 0;
+
+    int64_t n_channels = 0;
+    int64_t n_rows     = 0;
+    int64_t offset     = 0; // of the positions
+
+    // for each channel
+    std::vector<float>            shift;
+    std::vector<double>           sum;    // relative to the shift
+    std::vector<double>           sum_sq; // relative to the shift
+    std::vector<float>            min;
+    std::vector<float>            max;
+    std::vector<int64_t>          n_small;
+    std::vector<float>            floor;  // a magnitude above it enters the tops
+    std::vector<std::vector<top>> tops;   // a heap
+};
+
 struct llama_interp_capture {
     llama_interp_target target;
 
@@ -99,6 +136,8 @@ struct llama_interp_capture {
 
     bool copy = false; // the graph writes into the tensor after it got its name
 
+    std::unique_ptr<llama_interp_stats> stats; // kind STATS: kept instead of chunks
+
     // since the last clear
     ggml_type type = GGML_TYPE_F32;
 
@@ -115,13 +154,14 @@ struct llama_interp_edit {
 
 // uploaded with every ubatch
 struct llama_interp_input {
-    enum kind_t { MASK, VALUES, ROW_IDS } kind;
+    enum kind_t { MASK, VALUES, ROW_IDS, KEYS } kind;
 
     ggml_tensor * t;
 
     bool outputs_only;
 
-    std::vector<llama_interp_range> ranges; // MASK, ROW_IDS
+    std::vector<llama_interp_range> ranges; // MASK, ROW_IDS, KEYS
+    int32_t                         il = -1; // KEYS: whose cache
     std::map<llama_pos, size_t>     index;  // VALUES: position -> row of data
 
     llama_seq_id seq = -1;
@@ -133,6 +173,28 @@ struct llama_interp_input {
 struct llama_interp_const_buf {
     ggml_context_ptr        ctx;
     ggml_backend_buffer_ptr buf;
+    int32_t                 edit; // that made it
+};
+
+// which tensors of the current graph are ours: they lie where the graph's context grew while we added to it
+struct llama_interp_added {
+    enum { NONE = -1, CAPTURE = -2 };
+
+    struct range {
+        const uint8_t * begin;
+        const uint8_t * end;
+        int32_t         by; // an edit, or CAPTURE
+    };
+
+    std::vector<range> ranges;
+
+    int32_t find(const ggml_tensor * t) const;
+};
+
+// what the host function of an edit gets
+struct llama_interp_host_call {
+    llama_interp * interp;
+    int32_t        edit;
 };
 
 //
@@ -140,6 +202,8 @@ struct llama_interp_const_buf {
 //
 
 struct llama_interp_build {
+    llama_interp_build(const llm_graph_context & gctx) : gctx(gctx) {}
+
     const llm_graph_context & gctx;
 
     std::map<std::pair<std::string, int32_t>, int32_t> counts;
@@ -153,6 +217,8 @@ struct llama_interp_build {
 
     // during an edit
     const llama_interp_edit *           edit         = nullptr;
+    int32_t                             edit_id      = -1;
+    int64_t                             n_keys       = 0; // of attention
     int64_t                             n_rows       = 0;
     bool                                outputs_only = false;
     std::unordered_set<const ggml_tensor *> handles;
@@ -184,11 +250,27 @@ struct llama_interp {
     llama_interp_edit_fn edit_fn   = nullptr;
     void *               edit_data = nullptr;
 
+    llama_interp_host_fn host_fn   = nullptr;
+    void *               host_data = nullptr;
+
+    std::vector<std::unique_ptr<llama_interp_host_call>> host_calls;
+
     uint64_t version = 0; // of the program, changes force a new graph
 
     // graph
     std::unique_ptr<llama_interp_build> build;
     std::vector<llama_interp_input>     inputs;
+
+    llama_interp_tokens tokens; // of the batch that runs
+
+    // shown before it runs
+    llama_interp_graph_fn graph_fn   = nullptr;
+    void *                graph_data = nullptr;
+    llama_interp_added    added;
+    int32_t               n_leafs    = 0;
+
+    std::vector<const ggml_tensor *>                 nodes;
+    std::unordered_map<const ggml_tensor *, int32_t> node_index;
 
     bool     decoding  = false; // hooks act only inside llama_interp_decode and llama_interp_scan
     bool     failed    = false; // the graph that is being built must not run
@@ -224,6 +306,9 @@ struct llama_interp_build_scope {
     size_t               mem_used;
 };
 
+// the cache that holds a layer's keys, or null for a model without one
+const llama_kv_cache * llama_interp_find_cache(const llama_interp * interp, int32_t il);
+
 //
 // pieces of the hook
 //
@@ -244,5 +329,14 @@ void llama_interp_inputs_upload(llama_interp * interp, const llama_ubatch & ubat
 
 // false if a new ubatch needs other input shapes
 bool llama_interp_inputs_fit(const llama_interp * interp, const llama_ubatch & ubatch);
+
+void llama_interp_stats_add(
+                llama_interp_stats & stats,
+                       const float * data, // [n_rows][n_channels]
+                           int64_t   n_channels,
+           const llama_interp_rows & rows,
+         const llama_interp_tokens & tokens);
+
+void llama_interp_nodes_show(llama_interp * interp, ggml_cgraph * gf);
 
 bool llama_interp_is_attn(const char * name);

@@ -3,6 +3,7 @@
 #include "llama-interp-impl.h"
 
 #include "llama-batch.h"
+#include "llama-kv-cache.h"
 
 #include <algorithm>
 
@@ -126,6 +127,27 @@ ggml_tensor * llama_interp_input_rows(
     return input.t;
 }
 
+ggml_tensor * llama_interp_input_keys(llama_interp * interp, const llama_interp_range * ranges, int32_t n_ranges) {
+    if (!interp->build || !interp->build->edit || interp->build->n_keys < 1) {
+        interp->error = "keys can be chosen only in an edit of attn_logits or attn_scores, while its graph is built";
+        return nullptr;
+    }
+    if (!llama_interp_build_room(interp, 1)) {
+        return nullptr;
+    }
+
+    auto & build = *interp->build;
+    llama_interp_build_scope scope(build);
+
+    auto & input = add_input(interp, llama_interp_input::KEYS, ggml_new_tensor_1d(build.gctx.ctx0, GGML_TYPE_F32, build.n_keys), false);
+    input.ranges.assign(ranges, ranges + n_ranges);
+    input.il = build.edit->target.il;
+
+    build.handles.insert(input.t);
+
+    return input.t;
+}
+
 //
 // upload
 //
@@ -152,6 +174,23 @@ static void upload_values(const llama_interp_input & input, const llama_interp_r
     ggml_backend_tensor_set(input.t, data.data(), 0, ggml_nbytes(input.t));
 }
 
+// the cells of the cache are in no order: a cell is chosen by the position that it holds
+static void upload_keys(const llama_interp * interp, const llama_interp_input & input, const llama_interp_rows & rows) {
+    std::vector<float> data(ggml_nelements(input.t), 0.0f);
+
+    const auto * kv = llama_interp_find_cache(interp, input.il);
+    for (size_t i = 0; !kv && i < rows.pos.size() && i < data.size(); ++i) {
+        data[i] = llama_interp_ranges_has(input.ranges, rows.pos[i]) ? 1.0f : 0.0f;
+    }
+    if (kv) {
+        const auto & cells = kv->get_cells(rows.seq[0]);
+        for (uint32_t i = 0; i < cells.size() && i < data.size(); ++i) {
+            data[i] = !cells.is_empty(i) && llama_interp_ranges_has(input.ranges, cells.pos_get(i)) ? 1.0f : 0.0f;
+        }
+    }
+    ggml_backend_tensor_set(input.t, data.data(), 0, ggml_nbytes(input.t));
+}
+
 void llama_interp_inputs_upload(llama_interp * interp, const llama_ubatch & ubatch) {
     for (const auto & input : interp->inputs) {
         // an expression may have dropped the input
@@ -165,6 +204,9 @@ void llama_interp_inputs_upload(llama_interp * interp, const llama_ubatch & ubat
                 break;
             case llama_interp_input::VALUES:
                 upload_values(input, rows);
+                break;
+            case llama_interp_input::KEYS:
+                upload_keys(interp, input, rows);
                 break;
             case llama_interp_input::ROW_IDS:
                 {

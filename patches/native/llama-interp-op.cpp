@@ -196,7 +196,8 @@ ggml_tensor * llama_interp_const(llama_interp * interp, int32_t il, const int64_
 
     ggml_backend_dev_t dev = il >= 0 && il < (int32_t) model.hparams.n_layer() ? model.dev_layer(il) : model.dev_output();
 
-    llama_interp_const_buf buf;
+    llama_interp_const_buf buf = {};
+    buf.edit = interp->build->edit_id;
     buf.ctx.reset(ggml_init({ ggml_tensor_overhead(), nullptr, true }));
 
     ggml_tensor * t = ggml_new_tensor(buf.ctx.get(), GGML_TYPE_F32, 4, ne);
@@ -213,6 +214,54 @@ ggml_tensor * llama_interp_const(llama_interp * interp, int32_t il, const int64_
     interp->build->handles.insert(t);
 
     return t;
+}
+
+//
+// host
+//
+
+static void run_host(ggml_tensor * dst, const ggml_tensor * a, int ith, int nth, void * user_data) {
+    GGML_UNUSED(nth);
+    if (ith != 0) {
+        return;
+    }
+    const auto * call = (const llama_interp_host_call *) user_data;
+
+    memcpy(dst->data, a->data, ggml_nbytes(dst));
+    if (call->interp->host_fn) {
+        call->interp->host_fn(call->interp->host_data, call->edit, (float *) dst->data, dst->ne);
+    }
+}
+
+void llama_interp_set_host_fn(llama_interp * interp, llama_interp_host_fn fn, void * user_data) {
+    interp->host_fn   = fn;
+    interp->host_data = user_data;
+}
+
+ggml_tensor * llama_interp_host(llama_interp * interp, ggml_tensor * a) {
+    if (!interp->build || !interp->build->edit || !interp->build->handles.count(a)) {
+        interp->error = "a tensor lives only while the edit that received it is traced";
+        return nullptr;
+    }
+    if (a->type != GGML_TYPE_F32) {
+        interp->error = "only float32 tensors can be computed with";
+        return nullptr;
+    }
+    if (!llama_interp_build_room(interp, 2)) {
+        return nullptr;
+    }
+
+    auto & build = *interp->build;
+    llama_interp_build_scope scope(build);
+
+    interp->host_calls.emplace_back(new llama_interp_host_call { interp, build.edit_id });
+
+    auto * ctx0 = build.gctx.ctx0;
+
+    ggml_tensor * res = ggml_map_custom1(ctx0, ggml_is_contiguous(a) ? a : ggml_cont(ctx0, a), run_host, 1, interp->host_calls.back().get());
+    build.handles.insert(res);
+
+    return res;
 }
 
 int32_t llama_interp_tensor_get_info(const llama_interp * interp, const ggml_tensor * t, llama_interp_tensor_info * info) {

@@ -196,6 +196,9 @@ void llama_interp_free(llama_interp * interp) {
     if (interp->model) {
         llama_free(interp->lctx);
         llama_model_free(interp->model);
+    } else {
+        // the context of somebody else goes on as if we had never been there
+        reserve_nodes(interp);
     }
     delete interp;
 }
@@ -347,13 +350,17 @@ void llama_interp_program_clear(llama_interp * interp) {
     interp->choose_logits = false;
     interp->logits_ranges.clear();
 
+    interp->graph_fn = nullptr;
+    interp->host_fn  = nullptr;
+
     interp->version++;
 }
 
 int32_t llama_interp_capture_add(
         llama_interp * interp, const char * name, int32_t il, int32_t occurrence, int32_t kind, int32_t rows_axis,
         const int32_t * heads, int32_t n_heads, const llama_interp_range * ranges, int32_t n_ranges) {
-    if (!name || occurrence < 0 || rows_axis < -1 || rows_axis > 3 || (kind == LLAMA_INTERP_CAPTURE_ATTN) != llama_interp_is_attn(name)) {
+    const bool is_attn = name && llama_interp_is_attn(name);
+    if (!name || occurrence < 0 || rows_axis < -1 || rows_axis > 3 || (kind == LLAMA_INTERP_CAPTURE_ATTN) != is_attn) {
         interp->error = "not a capture";
         return -1;
     }
@@ -364,6 +371,9 @@ int32_t llama_interp_capture_add(
     capture.rows_axis = rows_axis;
     capture.heads .assign(heads,  heads  + n_heads);
     capture.ranges.assign(ranges, ranges + n_ranges);
+    if (kind == LLAMA_INTERP_CAPTURE_STATS) {
+        capture.stats.reset(new llama_interp_stats);
+    }
 
     interp->captures.push_back(std::move(capture));
     interp->version++;
@@ -569,6 +579,8 @@ static int32_t decode_batch(llama_interp * interp, const llama_interp_batch & in
     interp->failed    = false;
     interp->decoding  = true;
     interp->n_outputs = 0;
+    interp->tokens.first = in.pos[0];
+    interp->tokens.ids.assign(in.token, in.token + in.n_tokens);
     interp->tainted   = interp->tainted || fills_cache(interp);
     interp->logits.clear();
 
@@ -645,6 +657,48 @@ void llama_interp_memory_clear(llama_interp * interp) {
         llama_memory_clear(interp->lctx->get_memory(), interp->tainted);
     }
     interp->tainted = false;
+}
+
+int32_t llama_interp_memory_rewind(llama_interp * interp, int32_t n_pos) {
+    auto * memory = interp->lctx->get_memory();
+    if (memory && !interp->tainted && n_pos > 0 && llama_memory_seq_rm(memory, 0, n_pos, -1)) {
+        return 0;
+    }
+    llama_interp_memory_clear(interp);
+    return n_pos > 0 ? 1 : 0;
+}
+
+//
+// state
+//
+
+static bool has_state(llama_interp * interp, int32_t seq) {
+    if (!interp->lctx->get_memory() || seq < 0 || seq >= (int32_t) interp->lctx->n_seq_max()) {
+        interp->error = "no memory, or no such sequence";
+        return false;
+    }
+    return true;
+}
+
+size_t llama_interp_state_size(llama_interp * interp, int32_t seq) {
+    return has_state(interp, seq) ? llama_state_seq_get_size(interp->lctx, seq) : 0;
+}
+
+size_t llama_interp_state_get(llama_interp * interp, int32_t seq, uint8_t * dst, size_t n_dst) {
+    return has_state(interp, seq) ? llama_state_seq_get_data(interp->lctx, dst, n_dst, seq) : 0;
+}
+
+size_t llama_interp_state_set(llama_interp * interp, int32_t seq, const uint8_t * src, size_t n_src) {
+    if (!has_state(interp, seq)) {
+        return 0;
+    }
+    try {
+        abort_guard guard;
+        return llama_state_seq_set_data(interp->lctx, src, n_src, seq);
+    } catch (const std::exception & err) {
+        interp->error = err.what();
+        return 0;
+    }
 }
 
 int32_t llama_interp_memory_seq_rm(llama_interp * interp, int32_t seq, int32_t p0, int32_t p1) {

@@ -16,7 +16,7 @@
 extern "C" {
 #endif
 
-#define LLAMA_INTERP_VERSION 1
+#define LLAMA_INTERP_VERSION 2
 
 struct llama_interp;
 
@@ -177,6 +177,7 @@ struct llama_interp_range {
 enum llama_interp_capture_kind {
     LLAMA_INTERP_CAPTURE_TENSOR = 0, // rows are tokens
     LLAMA_INTERP_CAPTURE_ATTN   = 1, // [n_key, n_query, n_head], keys in the order of the sequence
+    LLAMA_INTERP_CAPTURE_STATS  = 2, // nothing is kept but statistics of each channel
 };
 
 // forget captures, edits, constants and the ends of a partial graph
@@ -207,6 +208,12 @@ LLAMA_API int32_t llama_interp_edit_add(
 typedef struct ggml_tensor * (*llama_interp_edit_fn)(void * user_data, int32_t edit, struct ggml_tensor * cur);
 
 LLAMA_API void llama_interp_set_edit_fn(struct llama_interp * interp, llama_interp_edit_fn fn, void * user_data);
+
+// a function of a tensor's values, called on the host at every run of the graph
+// data: contiguous float32 in ggml's order, changed in place
+typedef void (*llama_interp_host_fn)(void * user_data, int32_t edit, float * data, const int64_t * ne);
+
+LLAMA_API void llama_interp_set_host_fn(struct llama_interp * interp, llama_interp_host_fn fn, void * user_data);
 
 // start the graph at a tensor of the residual stream: data[n_rows][n_embd], row i for the token at position i
 // the data is copied
@@ -251,6 +258,16 @@ LLAMA_API void    llama_interp_memory_clear (struct llama_interp * interp);
 LLAMA_API int32_t llama_interp_memory_seq_rm(struct llama_interp * interp, int32_t seq, int32_t p0, int32_t p1);
 LLAMA_API int32_t llama_interp_memory_seq_cp(struct llama_interp * interp, int32_t src, int32_t dst, int32_t p0, int32_t p1);
 
+// keep the first n_pos positions of sequence 0 and nothing else
+// 0: done, 1: the memory cannot forget a part, or may hold infinities: all of it was cleared
+LLAMA_API int32_t llama_interp_memory_rewind(struct llama_interp * interp, int32_t n_pos);
+
+// what the memory holds of a sequence, as bytes that another context of the same model and build takes
+// 0: an error
+LLAMA_API size_t llama_interp_state_size(struct llama_interp * interp, int32_t seq);
+LLAMA_API size_t llama_interp_state_get (struct llama_interp * interp, int32_t seq, uint8_t * dst, size_t n_dst);
+LLAMA_API size_t llama_interp_state_set (struct llama_interp * interp, int32_t seq, const uint8_t * src, size_t n_src);
+
 // number of graphs built and reused since the handle was made
 LLAMA_API void llama_interp_graph_counts(const struct llama_interp * interp, int64_t * n_built, int64_t * n_reused);
 
@@ -282,6 +299,68 @@ LLAMA_API void llama_interp_capture_free(void * data);
 LLAMA_API int32_t llama_interp_capture_rows(const struct llama_interp * interp, int32_t id, int32_t * pos, int32_t * seq);
 
 LLAMA_API void llama_interp_capture_clear(struct llama_interp * interp);
+
+//
+// statistics: captures of kind LLAMA_INTERP_CAPTURE_STATS, over all decodes since the program was set
+//
+
+// tokens before and after that of a top value, which are kept with it
+#define LLAMA_INTERP_STATS_BEFORE  15
+#define LLAMA_INTERP_STATS_CONTEXT 20
+
+enum llama_interp_stats_field { // one value for each channel, unless noted
+    LLAMA_INTERP_STATS_N_ROWS = 0, // int64, one in all
+    LLAMA_INTERP_STATS_MEAN,       // double
+    LLAMA_INTERP_STATS_MEAN_SQ,    // double: the mean square
+    LLAMA_INTERP_STATS_VAR,        // double: the variance, divided by n_rows
+    LLAMA_INTERP_STATS_MIN,        // float
+    LLAMA_INTERP_STATS_MAX,        // float
+    LLAMA_INTERP_STATS_N_SMALL,    // int64: values whose magnitude is at most the threshold
+    LLAMA_INTERP_STATS_TOP,        // float, n_top for each channel: the largest magnitudes, largest first
+    LLAMA_INTERP_STATS_TOP_ROW,    // int64, n_top for each channel: offset + position of the token, -1 where there is none
+    LLAMA_INTERP_STATS_TOP_TOKENS, // int32, n_top*STATS_CONTEXT for each channel: its token at STATS_BEFORE and those around, -1 where there is none
+};
+
+// what a capture of kind STATS counts as small, and how many top values it keeps for each channel
+LLAMA_API int32_t llama_interp_stats_set(struct llama_interp * interp, int32_t id, float threshold, int32_t n_top);
+
+// added to the positions of the rows that come
+LLAMA_API void llama_interp_stats_set_offset(struct llama_interp * interp, int64_t offset);
+
+// channels of a capture: the elements of a token's row; 0 before the first decode
+LLAMA_API int64_t llama_interp_stats_n_channels(const struct llama_interp * interp, int32_t id);
+
+LLAMA_API int32_t llama_interp_stats_read(const struct llama_interp * interp, int32_t id, int32_t field, void * dst, size_t n_bytes);
+
+//
+// graph: its nodes, while the callback runs
+//
+
+struct llama_interp_node {
+    uint32_t size;
+
+    int32_t  is_leaf;   // 1: a weight, an input or a constant; leafs come first
+    int32_t  is_output;
+    int32_t  added;     // -1: the model's own, -2: added for reading, else the edit that added it
+    int32_t  n_src;
+    int32_t  src[10];   // indices of its inputs
+    int32_t  view_src;  // the tensor whose memory it uses, -1: its own
+    int64_t  ne[4];
+    int64_t  nb[4];
+    char     name[64];
+    char     op[32];
+    char     type[16];
+    char     backend[32]; // where it runs or lies
+};
+
+// called when a graph was built and placed on its backends, before it runs
+typedef void (*llama_interp_graph_fn)(void * user_data);
+
+LLAMA_API void llama_interp_set_graph_fn(struct llama_interp * interp, llama_interp_graph_fn fn, void * user_data);
+
+// outside of the callback there are none
+LLAMA_API int32_t llama_interp_node_count(const struct llama_interp * interp);
+LLAMA_API int32_t llama_interp_node_get  (const struct llama_interp * interp, int32_t i, struct llama_interp_node * node);
 
 //
 // tensor expressions, only inside the edit callback
@@ -352,6 +431,13 @@ LLAMA_API struct ggml_tensor * llama_interp_input_rows(
                                 int32_t   seq,
                             const float * data,
                                 int64_t   n_embd);
+
+// [n_kv]: 1 where the cell of the KV cache holds a token at these positions, else 0; in edits of attention only
+// uploaded with every ubatch
+LLAMA_API struct ggml_tensor * llama_interp_input_keys(struct llama_interp * interp, const struct llama_interp_range * ranges, int32_t n_ranges);
+
+// the tensor after llama_interp_host_fn, called for the edit that is being built; runs on the CPU wherever the layer is
+LLAMA_API struct ggml_tensor * llama_interp_host(struct llama_interp * interp, struct ggml_tensor * a);
 
 LLAMA_API int32_t llama_interp_tensor_get_info(const struct llama_interp * interp, const struct ggml_tensor * t, struct llama_interp_tensor_info * info);
 
