@@ -232,7 +232,7 @@ class Place:
         """
         positions = self.row_positions(value.shape[self.row_axis])
         if self.site.is_attention:
-            value = self._padded(value, x.shape[-1])
+            value = self.padded(value, x.shape[-1])
         rows = np.moveaxis(value, self.row_axis, 0)
         shape = tuple(d for axis, d in enumerate(x.shape) if axis != self.row_axis)
         try:
@@ -242,7 +242,7 @@ class Place:
         tensor = self.trace.rows(positions, rows).reshape((-1, *shape))
         return tensor.transpose(1, 0, 2) if self.row_axis == 1 else tensor
 
-    def _padded(self, value: np.ndarray, n_key: int) -> np.ndarray:
+    def padded(self, value: np.ndarray, n_key: int) -> np.ndarray:
         hidden = MASKED if self.site.name == "attn_logits" else 0.0
         value = np.nan_to_num(value, neginf=MASKED) if hidden else value
         missing = n_key - value.shape[-1]
