@@ -14,7 +14,7 @@ from . import native
 from .edits import Edit
 from .errors import EditError, InterpError, RunError, SiteError
 from .graph import Tensor, Trace
-from .sites import At, Site, SiteTable, as_at
+from .sites import At, Part, Site, SiteTable, as_at
 
 #: above any position: the end of an open range
 END = 2**31 - 1
@@ -27,6 +27,11 @@ class Captured:
     site: Site
     heads: tuple[int, ...] | None
     ranges: tuple[tuple[int, int], ...]
+
+    def part(self, n_tokens: int) -> Part:
+        """What its array holds after ``n_tokens`` were run."""
+        positions = tuple(p for first, end in self.ranges for p in range(first, min(end, n_tokens)))
+        return Part(self.site.axes, self.heads, positions if self.ranges else None)
 
 
 @dataclass(frozen=True)
