@@ -11,6 +11,7 @@ import numpy as np
 
 from . import files
 from .errors import FileError, SiteError
+from .plot import spans
 from .run import FORMAT, Run
 from .sites import Key, Part, parse
 
@@ -57,14 +58,16 @@ def load_array(path, *, shape=None, site: str | None = None, layer: int | None =
     return array
 
 
-def save_array(path, array, *, site: str, layer: int, axes=None, heads=None, positions=None, run: Run | None = None) -> Path:
+def save_array(
+    path, array, *, site: str, layer: int, axes=None, heads=None, positions=None, run: Run | None = None
+) -> Path:
     """Write one array as a run file, which :func:`load_array` and :meth:`Run.load <interp.Run.load>` read.
 
     Args:
         path: a name in ``.safetensors`` or ``.npz``, in a folder that exists.
         array: float32 or int32; other floats become float32.
         site: the name to keep it under.
-        layer: from 0; -1 for a site outside of the layers.
+        layer: from 0; -1 for a site outside of the layers, or, with a run that holds the site, its last layer.
         axes: what each axis counts, ``("n_tokens", "n_embd")``; None: as the run has them.
         heads: which heads the axis ``n_head`` holds; None: as in the run, where the shape is the same, else 0, 1, ….
         positions: the same for the axis ``n_tokens`` or ``n_query``.
@@ -79,20 +82,23 @@ def save_array(path, array, *, site: str, layer: int, axes=None, heads=None, pos
         raise SiteError(f"save_array takes an array of numbers, not {array.dtype} of shape {array.shape}")
     array = array.astype(np.float32 if array.dtype.kind == "f" else np.int32)
     name, named_layer, occurrence = parse(site)
-    if named_layer is not None and named_layer != layer:
+    if not hasattr(layer, "__index__") or layer < -1:
+        raise SiteError(f"layer={layer!r}: give an integer from 0 on, or -1 for a site outside of the layers")
+    if named_layer not in (None, layer):
         raise SiteError(f"{site!r} names layer {named_layer}, but layer={layer}")
-    known = run._one(site, layer) if run is not None and layer in run.layers(site) else None
+    found = _keys(run, site, layer) if run is not None else []
+    known = found[0] if found else None
     part = run._parts.get(known) if known else None
     if axes is None and part is None:
         raise SiteError(f"what does each axis of {site!r} count? Give axes, such as ('n_tokens', 'n_embd')")
     same = part is not None and run._arrays[known].shape == array.shape
     part = Part(
-        part.axes if axes is None else tuple(axes),
+        part.axes if axes is None else tuple(map(str, axes)),
         part.heads if heads is None and same else _as_ints(heads, "heads"),
         part.positions if positions is None and same else _as_ints(positions, "positions"),
     )
-    key = known or Key(name, layer, occurrence or 0)
-    labels = run._labels[known] if known else [(f"{name}#{key.occurrence}", layer), (name, layer)]
+    key = known or Key(name, int(layer), occurrence or 0)
+    labels = run._labels[known] if known else [(f"{name}#{key.occurrence}", key.layer), (name, key.layer)]
     kept = (run.tokens, run.pieces, run.info) if run is not None else ((), (), {})
     saved = Run(kept[0], kept[1], None, {key: array}, {key: labels}, info=kept[2], parts={key: part})
     try:
@@ -117,7 +123,8 @@ def _name(file: files.ArrayFile, site: str | None, layer: int | None) -> str:
         return str(found[0])
     asked = "which array" if site is None else repr(site)
     asked += "" if layer is None else f" in layer {layer}"
-    problem = f"{asked} is not among them" if not found else "say which" if site is None else f"say which layer of {site!r}"
+    which = "say which" if site is None else f"say which layer of {site!r}"
+    problem = which if found else f"{asked} is not among them"
     raise FileError(f"{file.path} holds {held or 'no arrays'}; {problem}: load_array(path, site=…, layer=…)")
 
 
@@ -136,9 +143,11 @@ def _listed(run: Run) -> str:
     """What a run file holds, in few words."""
     layers = defaultdict(list)
     for key in run.keys:
-        layers[next((name for name, _ in run._labels[key] if "#" not in name), str(key))].append(key.layer)
+        # the graph's own name, if a run holds the tensor that a bare name means
+        numbered = f"{key.name}#{key.occurrence}"
+        layers[next((name for name, _ in run._labels[key] if "#" not in name), numbered)].append(key.layer)
     return "; ".join(
-        name if found == [-1] else f"{name} in layer{'s' * (len(found) > 1)} {', '.join(map(str, sorted(found)))}"
+        name if found == [-1] else f"{name} in layer{'s' * (len(found) > 1)} {spans(sorted(found))}"
         for name, found in sorted(layers.items())
     )
 
@@ -177,8 +186,8 @@ def _load_dump(path: Path, wanted: tuple[int, ...] | None) -> np.ndarray:
     files.checked(path)
     if wanted is None:
         raise FileError(
-            f"{path} is read as a raw dump of float32, which has no header: give shape=(n_tokens, n_embd), one may be -1. "
-            "Other kinds of file must end in .safetensors, .npz or .npy"
+            f"{path} is read as a raw dump of float32, which has no header: give shape=(n_tokens, n_embd), one may be "
+            "-1. Other kinds of file must end in .safetensors, .npz or .npy"
         )
     with files.refusing(path):
         size = path.stat().st_size

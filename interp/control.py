@@ -102,7 +102,8 @@ class ControlVector:
         for layer in map(_as_layer, chosen):
             means = [np.mean([_row(run, site, layer, position) for run in side], axis=0) for side in sides]
             if means[0].shape != means[1].shape:
-                raise EditError(f"{site!r} is {len(means[0])} wide in the positive runs, {len(means[1])} in the negative.")
+                widths = " and ".join(str(len(mean)) for mean in means)
+                raise EditError(f"{site!r} has different widths in positive and negative runs: {widths}.")
             direction = means[0] - means[1]
             length = np.linalg.norm(direction)
             if normalize and length == 0.0:
@@ -121,16 +122,17 @@ class ControlVector:
             raise ModelError(f"The control vector is {self.n_embd} wide, the model {model.n_embd}.{hint}")
         if self.layers[-1] >= model.n_layer:
             raise ModelError(
-                f"The control vector steers layer {self.layers[-1]}; the model has layers 0 to {model.n_layer - 1}.{hint}"
+                f"The control vector steers layer {self.layers[-1]}; "
+                f"the model has layers 0 to {model.n_layer - 1}.{hint}"
             )
         named = {found.layer for found in model.sites() if found.name == "l_out"}
         if missing := [layer for layer in self.layers if layer not in named]:
             raise ModelError(f"The model names no l_out in layer {missing[0]}: it cannot be steered there.")
 
     def steer(self, coef: float = 1.0, layers=None, positions=None) -> list[Edit]:
-        """Edits that add ``coef`` times each direction to ``l_out`` of its layer: ``model.run(prompt, edits=v.steer(4))``.
+        """Edits that add ``coef`` times each direction to ``l_out`` of its layer.
 
-        The default is what ``--control-vector`` of llama.cpp does.
+        ``model.run(prompt, edits=vector.steer(4))``. The default is what ``--control-vector`` of llama.cpp does.
 
         Args:
             coef: negative: away from it.
@@ -194,8 +196,9 @@ class ControlVector:
                 match = _NAME.match(tensor.name)
                 if not match or int(match[1]) == 0:
                     raise ValueError(f"tensor {tensor.name!r} is no direction of a layer from 1 on")
-                if tensor.tensor_type != GGMLQuantizationType.F32 or tensor.data.ndim != 1:
-                    raise ValueError(f"{tensor.name!r} is {tensor.tensor_type.name} of shape {tensor.data.shape}, not (n_embd,)")
+                kind, shape = tensor.tensor_type, tensor.data.shape
+                if kind != GGMLQuantizationType.F32 or len(shape) != 1:
+                    raise ValueError(f"{tensor.name!r} is {kind.name} of shape {shape}, not F32 of (n_embd,)")
                 layer = int(match[1])
                 directions[layer] = directions.get(layer, np.float32(0)) + np.array(tensor.data, np.float32)
             if not directions:
@@ -262,5 +265,6 @@ def _row(run: Run, site: str, layer: int, position: str | int) -> np.ndarray:
         raise SiteError(f'position={position!r}: give "last", "mean" or an integer.')
     wanted = int(wanted) + n if int(wanted) < 0 else int(wanted)
     if wanted not in held:
-        raise SiteError(f"Position {position} was not captured: the run has {n} tokens, {site!r} holds {spans(held) or 'none'}.")
+        has = spans(held) or "none"
+        raise SiteError(f"Position {position} was not captured: the run has {n} tokens, {site!r} holds {has}.")
     return array[held.index(wanted)].astype(np.float64)

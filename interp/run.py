@@ -94,7 +94,8 @@ class Run:
         if layer not in found and -1 in found and named_layer is None:
             layer = -1
         if layer not in found:
-            raise SiteError(f"{text!r} was captured in layers {', '.join(map(str, sorted(found)))}, not in layer {layer}.")
+            layers = ", ".join(map(str, sorted(found)))
+            raise SiteError(f"{text!r} was captured in layers {layers}, not in layer {layer}.")
         return found[layer]
 
     def _stack(self, text: str, found: dict[int, Key]) -> np.ndarray:
@@ -118,7 +119,7 @@ class Run:
         return next(iter(found.values()))
 
     def axes(self, site: str, layer: int | None = None) -> tuple[str, ...]:
-        """What each axis of ``run[site, layer]`` counts: ``("n_tokens", "n_embd")``, ``("n_head", "n_query", "n_key")``, …
+        """What each axis of ``run[site, layer]`` counts, such as ``("n_tokens", "n_embd")``.
 
         Args:
             site: as in ``run[site]``.
@@ -183,9 +184,9 @@ class Run:
     def save(self, path) -> Path:
         """Write everything but the model to a file that plain safetensors or numpy can read as well.
 
-        Arrays lie there as ``l_out-5#0`` (name, layer, occurrence) and ``logits``. The description has an entry each for
-        ``model``, ``arch``, ``n_layer``, ``n_embd``, ``prompt``, and, as JSON, ``tokens``, ``pieces`` and ``sites``:
-        axes, heads, positions and other names of every array.
+        Arrays lie there as ``l_out-5#0`` (name, layer, occurrence) and ``logits``. The description has an entry each
+        for ``model``, ``arch``, ``n_layer``, ``n_embd``, ``prompt``, and, as JSON, ``tokens``, ``pieces`` and
+        ``sites``: axes, heads, positions and other names of every array.
 
         Args:
             path: a name in ``.safetensors`` or ``.npz``, in a folder that exists; an old file is replaced.
@@ -248,11 +249,11 @@ class Run:
                 name, layer, occurrence = site["key"]
                 key = Key(str(name), int(layer), int(occurrence))
                 keys[key], labels[key] = None, [(str(name), int(layer)) for name, layer in site["names"]]
-                chosen = (None if site[what] == "all" else tuple(map(int, site[what])) for what in ("heads", "positions"))
-                parts[key] = Part(tuple(map(str, site["axes"])), *chosen)
+                parts[key] = Part(tuple(map(str, site["axes"])), _chosen(site["heads"]), _chosen(site["positions"]))
             info = {name: texts[name] for name in _TEXTS if name in texts}
             info |= {name: int(texts[name]) for name in _NUMBERS if name in texts}
-            tokens, pieces = [int(t) for t in json.loads(texts["tokens"])], [str(p) for p in json.loads(texts["pieces"])]
+            tokens = [int(token) for token in json.loads(texts["tokens"])]
+            pieces = [str(piece) for piece in json.loads(texts["pieces"])]
             return cls(tokens, pieces, None, keys, labels, info=info, parts=parts)
 
     def _check(self) -> None:
@@ -266,6 +267,10 @@ class Run:
             for axis, chosen in ((part.head_axis, part.heads), (part.token_axis, part.positions)):
                 if chosen is not None and (axis is None or len(chosen) != array.shape[axis]):
                     raise ValueError(f"{str(key)!r} has shape {array.shape}, but {len(chosen)} heads or positions")
+
+
+def _chosen(described) -> tuple[int, ...] | None:
+    return None if described == "all" else tuple(map(int, described))
 
 
 def _held(axis: int | None, chosen: tuple[int, ...] | None, shape: tuple[int, ...]) -> list[int] | None:

@@ -74,7 +74,8 @@ def test_wrong_layers_coefficients_and_models_are_refused(tiny, vector, model):
 def test_directions_that_are_none_are_refused():
     for directions, said in (
         ({}, "needs a direction"), ([1.0], "needs a direction"), ({1: [1, 2], 2: [1]}, "different widths: 1, 2"),
-        ({1: [[1.0]]}, "shape (1, 1)"), ({1: []}, "shape (0,)"), ({1: [np.inf]}, "not finite"), ({1: "x"}, "no array of numbers"),
+        ({1: [[1.0]]}, "shape (1, 1)"), ({1: []}, "shape (0,)"), ({1: [np.inf]}, "not finite"),
+        ({1: "x"}, "no array of numbers"),
     ):
         with pytest.raises(interp.EditError, match=re.escape(said)):
             interp.ControlVector(directions)
@@ -87,7 +88,8 @@ def test_directions_that_are_none_are_refused():
 
 
 def test_a_direction_is_the_difference_of_means(tiny):
-    positive, negative = ([tiny.run(text, capture="l_out") for text in texts] for texts in (["good day", "very fine day"], ["bad day"]))
+    positive = [tiny.run(text, capture="l_out") for text in ("good day", "very fine day")]
+    negative = [tiny.run("bad day", capture="l_out")]
     last = interp.ControlVector.from_runs(positive, negative)
     assert last.layers == list(LAYERS) and last.n_embd == 64 and last.model_hint == "llama"
     for layer in LAYERS:
@@ -163,7 +165,8 @@ def test_files_of_other_software_are_read_as_llama_cpp_does(tmp_path):
     summed = interp.ControlVector.load(write({"direction.2": ones, "direction.2.b": 2 * ones}))
     assert np.array_equal(summed.directions[2], 3 * ones) and summed.model_hint == ""
     for tensors, said in (
-        ({"direction.0": ones}, "no direction of a layer from 1 on"), ({"blk.1": ones}, "'blk.1' is no direction"), ({}, "no directions"),
+        ({"direction.0": ones}, "no direction of a layer from 1 on"), ({"blk.1": ones}, "'blk.1' is no direction"),
+        ({}, "no directions"),
         ({"direction.1": ones.astype(np.float16)}, "F16"), ({"direction.1": np.ones((2, 4), np.float32)}, r"\(2, 4\)"),
         ({"direction.1": ones, "direction.2": np.ones(5, np.float32)}, "different widths"),
         ({"direction.1": ones * np.nan}, "not finite"),
@@ -179,7 +182,8 @@ def test_files_of_other_software_are_read_as_llama_cpp_does(tmp_path):
 
 
 def test_a_damaged_control_vector_loads_or_is_a_file_error(vector, tmp_path):
-    whole, path, draw, refused = vector.save(tmp_path / "whole.gguf").read_bytes(), tmp_path / "v.gguf", random.Random(0), 0
+    whole, path = vector.save(tmp_path / "whole.gguf").read_bytes(), tmp_path / "v.gguf"
+    draw, refused = random.Random(0), 0
     for trial in range(150):
         content = bytearray(whole)
         if trial % 2:

@@ -62,7 +62,8 @@ def test_a_run_knows_its_axes_heads_and_positions(run, tiny):
 
 
 def test_positions_of_every_kind_name_the_rows(tiny):
-    done = tiny.generate(PROMPT, 4, capture=[interp.at("l_out", positions="generated"), interp.at("z", positions="last")])
+    capture = [interp.at("l_out", positions="generated"), interp.at("z", positions="last")]
+    done = tiny.generate(PROMPT, 4, capture=capture)
     run, n = done.run, len(tiny.tokens(PROMPT))
     assert run.positions("l_out", 3) == list(range(n, len(run.tokens))) and len(run["l_out", 3]) == len(run.tokens) - n
     assert run.positions("z") == [n - 1] and run.prompt == PROMPT
@@ -109,7 +110,8 @@ def test_plain_safetensors_reads_arrays_and_description(run, saved):
     assert re.fullmatch(r"llama-interp \d+\.\d+\.\d+", told["written_by"])
     assert json.loads(told["tokens"]) == run.tokens and json.loads(told["pieces"]) == run.pieces
     site = json.loads(told["sites"])["attn_scores-1#0"]
-    assert site["axes"] == ["n_head", "n_query", "n_key"] and site["heads"] == [1, 3] and site["positions"] == [0, len(run.tokens) - 1]
+    assert site["axes"] == ["n_head", "n_query", "n_key"]
+    assert site["heads"] == [1, 3] and site["positions"] == [0, len(run.tokens) - 1]
     assert json.loads(told["sites"])["l_out-0#0"]["positions"] == "all"
 
 
@@ -240,7 +242,8 @@ def test_descriptions_that_do_not_fit_the_arrays_are_refused(run, tmp_path):
         {**texts, "tokens": "[1]"}, {**texts, "tokens": "7"}, {**texts, "tokens": "[[]]"}, {**texts, "n_layer": "x"},
         {**texts, "sites": "{"}, {**texts, "sites": "[]"}, {k: v for k, v in texts.items() if k != "pieces"},
         *({**texts, "sites": json.dumps({**sites, first: {**sites[first], **change}})} for change in (
-            {"axes": ["n_tokens"]}, {"positions": [0]}, {"heads": [0]}, {"key": ["none", 0, 0]}, {"key": 3}, {"names": [1]},
+            {"axes": ["n_tokens"]}, {"positions": [0]}, {"heads": [0]},
+            {"key": ["none", 0, 0]}, {"key": 3}, {"names": [1]},
         )),
     ):
         files.write_arrays(path, arrays, wrong)
@@ -254,13 +257,15 @@ def test_descriptions_that_do_not_fit_the_arrays_are_refused(run, tmp_path):
 @both
 def test_one_array_of_a_run_is_chosen_by_site_and_layer(run, saved, suffix):
     path = saved[suffix]
-    for site, layer in (("l_out", 2), ("resid_post", -1), ("blocks.2.hook_resid_pre", None), ("Qcur-1#0", None), ("z", None)):
+    for site, layer in (
+        ("l_out", 2), ("resid_post", -1), ("blocks.2.hook_resid_pre", None), ("Qcur-1#0", None), ("z", None),
+    ):
         wanted = run[site] if layer is None else run[site, layer]
         found = interp.load_array(path, site=site, layer=layer)
         assert np.array_equal(found, wanted if wanted.ndim == found.ndim else wanted[0]), site
     assert np.array_equal(interp.load_array(path, site="logits"), run.logits)
     assert interp.load_array(path, site="l_out", layer=0, shape=(-1, 64)).shape == run["l_out", 0].shape
-    held = "Qcur-1#0 in layer 1; attn_scores in layers 1, 2; kqv_out in layer 2; l_out in layers 0, 1, 2, 3; result_norm"
+    held = "Qcur#0 in layer 1; attn_scores in layers 1-2; kqv_out in layer 2; l_out in layers 0-3; result_norm"
     for choice, said in (
         ({}, "say which"),
         ({"site": "l_out"}, "say which layer of 'l_out'"),
@@ -286,12 +291,17 @@ def test_an_array_survives_its_file_alone(run, tmp_path, suffix):
     again = interp.Run.load(path)
     assert again.heads("z") == [0, 2] and again.positions("z") == [len(run.tokens) - 1] and again.tokens == run.tokens
     interp.save_array(path, mean[:1], site="mine", layer=-1, axes=("n_tokens", "n_embd"), positions=4, run=run)
-    assert interp.Run.load(path).positions("mine") == [4] and np.array_equal(interp.load_array(path, site="mine"), mean[:1].astype("f4"))
+    assert interp.Run.load(path).positions("mine") == [4]
+    assert np.array_equal(interp.load_array(path, site="mine"), mean[:1].astype("f4"))
+    interp.save_array(path, run["l_out", -1], site="resid_post", layer=-1, run=run)
+    assert interp.Run.load(path).layers("l_out") == [3]
     for wrong, said in (
-        ({"axes": ("n_tokens",)}, "axes"), ({}, "what does each axis"), ({"axes": ("n_tokens", "n_embd"), "positions": [0]}, "positions"),
+        ({"axes": ("n_tokens",)}, "axes"), ({}, "what does each axis"),
+        ({"axes": ("a", "b"), "positions": [0]}, "positions"),
+        ({"axes": ("n_tokens", "n_embd"), "positions": "x"}, "give integers"), ({"layer": None}, "layer=None"),
     ):
         with pytest.raises(interp.SiteError, match=said):
-            interp.save_array(path, mean, site="l_out", layer=2, **wrong)
+            interp.save_array(path, mean, **{"site": "l_out", "layer": 2, **wrong})
 
 
 def test_arrays_of_other_software_are_read(tmp_path, rng):
