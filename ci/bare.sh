@@ -15,7 +15,7 @@ if [ -e "$root" ] && [ -n "$(ls -A "$root")" ]; then
     exit 2
 fi
 
-mirror="${DEBIAN_MIRROR:-$(sed -n 's/^URIs: *//p; s/^deb \(http[^ ]*\) .*/\1/p' /etc/apt/sources.list.d/debian.sources /etc/apt/sources.list 2>/dev/null | head -1)}"
+mirror="${DEBIAN_MIRROR:-$(sed -n 's/^URIs: *//p; s/^deb \(http[^ ]*\) .*/\1/p' /etc/apt/sources.list.d/debian.sources /etc/apt/sources.list 2>/dev/null | head -1 || true)}"
 debootstrap --variant=minbase --include=git,g++,python3-venv,ca-certificates bookworm "$root" ${mirror:+"$mirror"} >"$root.log" 2>&1 \
     || { tail -5 "$root.log" >&2; exit 1; }
 

@@ -21,7 +21,7 @@ CUT = -1e20
 
 
 @dataclass(frozen=True)
-class Part:
+class Change:
     """What an edit does at one selector; heads and positions limit what the function's result replaces."""
 
     at: At
@@ -34,19 +34,19 @@ class Edit:
 
     Attributes:
         name: what it is, for messages.
-        parts: where, and what.
+        changes: where, and what.
     """
 
     name: str
-    parts: tuple[Part, ...]
+    changes: tuple[Change, ...]
 
     def __repr__(self) -> str:
-        where = [f"{part.at.site}{list(part.at.layers) if part.at.layers else ''}" for part in self.parts]
+        where = [f"{change.at.site}{list(change.at.layers) if change.at.layers else ''}" for change in self.changes]
         return f"<{self.name} at {', '.join(where[:4])}{', …' if len(where) > 4 else ''}>"
 
 
 def _edit(name: str, selector, build: Build) -> Edit:
-    return Edit(name, (Part(as_at(selector), build),))
+    return Edit(name, (Change(as_at(selector), build),))
 
 
 def edit(at, fn: Callable[[Tensor], Tensor]) -> Edit:
@@ -158,7 +158,7 @@ def steer(site: str, layer, vector, coef: float = 1.0, positions=None) -> Edit:
         coef: the vector is multiplied by it; negative ones steer away.
         positions: as in :func:`interp.at`; ``"generated"`` spares the prompt.
     """
-    return Edit("steer", add(at(site, layers=layer, positions=positions), _number(coef, "coef") * _as_value(vector)).parts)
+    return Edit("steer", add(at(site, layers=layer, positions=positions), _number(coef, "coef") * _as_value(vector)).changes)
 
 
 def project_out(site: str, layers, direction) -> Edit:

@@ -255,7 +255,7 @@ class Model:
                 self._choose_logits(program, handle, outputs, len(tokens) - 1 if logits else None)
             self._decode(program, handle, tokens, 0, outputs)
             read = None if stop is not None or logits is None else self._logits(handle, logits, len(tokens))
-            return self._as_run(program, tokens, read, handle)
+            return self._as_run(program, tokens, read, handle, prompt)
 
     def generate(self, prompt, max_tokens: int = 64, edits=(), capture=(), temperature: float = 0.0, seed: int = 0) -> Generation:
         """Continue a prompt, with edits and captures in effect for the prompt and for every token generated.
@@ -292,7 +292,7 @@ class Model:
                 self._decode(program, handle, new[-1:], len(tokens) + len(new) - 1, one)
                 rows.append(self._logits(handle, "last", 1))
                 new.append(_choose(rows[-1][0], temperature, draw))
-            run = self._as_run(program, tokens + new[:-1], np.concatenate(rows), handle)
+            run = self._as_run(program, tokens + new[:-1], np.concatenate(rows), handle, prompt)
         if self.vocab.is_end(new[-1]):
             return Generation(self.vocab.text(new[:-1]), new, run)
         return Generation(self.vocab.text(new), new, run)
@@ -312,7 +312,7 @@ class Model:
         Raises:
             RunError: another shape of ``resid``, or layer 0, which starts from tokens: edit ``resid_pre`` instead.
         """
-        tokens = self._prompt(tokens)
+        prompt, tokens = tokens, self._prompt(tokens)
         first = self._table.layer_index(_as_layer(from_layer))
         if first == 0:
             raise RunError("Layer 0 starts from tokens. Replace its input: edits=interp.replace('resid_pre-0', resid).")
@@ -323,7 +323,7 @@ class Model:
         outputs = np.ones(len(tokens), np.int8)
         with self._session(program, None, (self._residual(first - 1), resid)) as handle:
             self._decode(program, handle, tokens, 0, outputs)
-            return self._as_run(program, tokens, self._logits(handle, "all", len(outputs)), handle)
+            return self._as_run(program, tokens, self._logits(handle, "all", len(outputs)), handle, prompt)
 
     def unembed(self, resid) -> np.ndarray:
         """The model's own final norm and output head on residual streams.
@@ -421,11 +421,14 @@ class Model:
             raise RunError((self._lib.error(handle) or b"no logits").decode())
         return out
 
-    def _as_run(self, program: Program, tokens: list[int], logits, handle: int) -> Run:
+    def _as_run(self, program: Program, tokens: list[int], logits, handle: int, prompt=None) -> Run:
         arrays = {captured.site.key: array for captured, array in program.read(self._lib, handle)}
         labels = {key: self._table.labels(key) for key in arrays}
-        info = {"model": self.name, "arch": self.arch, "n_layer": self.n_layer}
-        return Run(tokens, self.vocab.pieces(tokens), logits, arrays, labels, self, info)
+        parts = {captured.site.key: captured.part(len(tokens)) for captured in program.captures}
+        info = {"model": self.name, "arch": self.arch, "n_layer": self.n_layer, "n_embd": self.n_embd}
+        if isinstance(prompt, str):
+            info["prompt"] = prompt
+        return Run(tokens, self.vocab.pieces(tokens), logits, arrays, labels, self, info, parts)
 
 
 def is_batch(prompt) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from .edits import Edit, Part, replaced
+from .edits import Change, Edit, replaced
 from .errors import EditError, SiteError
 from .graph import Tensor, as_float32
 from .run import Run
@@ -43,7 +43,7 @@ def ablate(heads, site: str = "z", mode: str = "zero", mean=None, source=None, p
         raise EditError('mode="mean" needs mean=: an array, a run that captured the site, or interp.stats of it.')
     if mode == "resample" and not isinstance(source, Run):
         raise EditError('mode="resample" needs source=: a run of another prompt that captured the site.')
-    parts = []
+    changes = []
     for layer, chosen in _by_layer(heads).items():
         selector = at(site, layers=layer, heads=chosen, positions=positions)
         if mode == "zero":
@@ -52,8 +52,8 @@ def ablate(heads, site: str = "z", mode: str = "zero", mean=None, source=None, p
             build = _mean_of(site, mean)
         else:
             build = _rows_of(site, layer, source, None)
-        parts.append(Part(selector, build))
-    return Edit(f"{mode} ablation", tuple(parts))
+        changes.append(Change(selector, build))
+    return Edit(f"{mode} ablation", tuple(changes))
 
 
 def keep_only(layer: int, head: int, site: str = "z") -> Edit:
@@ -74,7 +74,7 @@ def keep_only(layer: int, head: int, site: str = "z") -> Edit:
         kept.reshape(-1)[head] = 1.0
         return x * kept
 
-    return Edit("keep_only", (Part(at(site, layers=_index(layer, "layer")), build),))
+    return Edit("keep_only", (Change(at(site, layers=_index(layer, "layer")), build),))
 
 
 def patch(site: str, layer: int, source, positions=None, from_positions=None, heads=None) -> Edit:
@@ -105,7 +105,7 @@ def patch(site: str, layer: int, source, positions=None, from_positions=None, he
     else:
         source = as_float32(source)
     build = _rows_of(site, layer, source, from_positions)
-    return Edit("patch", (Part(at(site, layers=layer, heads=heads, positions=positions), build),))
+    return Edit("patch", (Change(at(site, layers=layer, heads=heads, positions=positions), build),))
 
 
 # // where the values come from

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from . import header, native
-from .edits import Build, Edit, Part
+from .edits import Build, Change, Edit
 from .errors import EditError, InterpError, RunError, SiteError
 from .graph import Tensor, as_float32
-from .sites import At, Site, SiteTable, as_at
+from .sites import At, Part, Site, SiteTable, as_at
 from .trace import Place, Trace, row_positions, row_ranges
 
 
@@ -25,6 +25,11 @@ class Captured:
     site: Site
     heads: tuple[int, ...] | None
     ranges: tuple[tuple[int, int], ...]
+
+    def part(self, n_tokens: int) -> Part:
+        """What its array holds after ``n_tokens`` were run."""
+        positions = tuple(p for first, end in self.ranges for p in range(first, min(end, n_tokens)))
+        return Part(self.site.axes, self.heads, positions if self.ranges else None)
 
 
 @dataclass(frozen=True)
@@ -128,22 +133,22 @@ class Program:
         for edit in edits:
             if not isinstance(edit, Edit):
                 raise EditError(f"{edit!r} is no edit; make one with interp.edit(at, fn) or one of its kin.")
-            for part in edit.parts:
-                found += [self._apply(edit, part, site) for site in select(self._table, part.at, self._computed)]
+            for change in edit.changes:
+                found += [self._apply(edit, change, site) for site in select(self._table, change.at, self._computed)]
         return found
 
-    def _apply(self, edit: Edit, part: Part, site: Site) -> Applied:
+    def _apply(self, edit: Edit, change: Change, site: Site) -> Applied:
         if not site.editable:
             raise EditError(
                 f"{site.key} is an input of the graph or holds no floats, so it cannot be edited. "
                 "The token embeddings are 'embd'."
             )
-        rows = part.at.rows
+        rows = change.at.rows
         if site.rows_axis < 0 and rows is not None:
             raise SiteError(f"{site.key} has axes {site.axes}: no positions can be chosen.")
         ranges = row_ranges(rows, self._n_prompt)
-        heads = head_indices(part.at.heads, site)
-        return Applied(edit.name, part.build, site, heads, row_positions(rows, self._n_prompt), ranges)
+        heads = head_indices(change.at.heads, site)
+        return Applied(edit.name, change.build, site, heads, row_positions(rows, self._n_prompt), ranges)
 
     @property
     def is_empty(self) -> bool:

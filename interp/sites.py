@@ -118,6 +118,29 @@ class Site:
 
 
 @dataclass(frozen=True)
+class Part:
+    """What an array holds of a site.
+
+    Attributes:
+        axes: what each axis counts.
+        heads: the heads along ``n_head``, ascending; None: all.
+        positions: the tokens along ``n_tokens`` or ``n_query``, ascending; None: all.
+    """
+
+    axes: tuple[str, ...]
+    heads: tuple[int, ...] | None = None
+    positions: tuple[int, ...] | None = None
+
+    @property
+    def head_axis(self) -> int | None:
+        return self.axes.index("n_head") if "n_head" in self.axes else None
+
+    @property
+    def token_axis(self) -> int | None:
+        return next((i for i, axis in enumerate(self.axes) if axis in ("n_tokens", "n_query")), None)
+
+
+@dataclass(frozen=True)
 class At:
     """A selector: which tensor, and which part of it. Made by :func:`at`."""
 

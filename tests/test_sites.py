@@ -1,4 +1,4 @@
-"""Names: the graph's own, the aliases, TransformerLens' names; selectors; and what a run keeps under them."""
+"""Names: the graph's own, the aliases, TransformerLens' names; selectors."""
 
 from __future__ import annotations
 
@@ -111,27 +111,6 @@ def test_selectors_pick_layers_heads_and_positions(tiny):
     assert part.layers("z") == [0, tiny.n_layer - 1]
     assert np.array_equal(part["z", -1], whole["z", -1][[0, len(whole.tokens) - 1]][:, [0, 2]])
     assert np.array_equal(part["attn_scores", 1], whole["attn_scores", 1][[1, 3]])
-
-
-def test_a_run_survives_its_file(tiny, tmp_path):
-    run = tiny.run(PROMPT, capture=("l_out", "attn_scores", "Qcur-1#0"))
-    path = run.save(tmp_path / "deep" / "run.safetensors")
-    again = interp.Run.load(path)
-    assert again.tokens == run.tokens and again.pieces == run.pieces
-    assert np.array_equal(again.logits, run.logits)
-    assert np.array_equal(again["resid_post", -1], run["l_out", -1])
-    assert np.array_equal(again["Qcur-1#0"], run["Qcur-1#0"])
-    assert again.layers("attn_scores") == run.layers("attn_scores")
-    assert [p.name for p in path.parent.iterdir()] == ["run.safetensors"]
-
-
-def test_a_file_that_is_no_run_is_refused(tiny, tmp_path):
-    (tmp_path / "x.safetensors").write_bytes(b"no such thing")
-    for path in (tmp_path / "x.safetensors", tmp_path / "missing.safetensors", models.default_gguf()):
-        with pytest.raises(interp.FileError, match=path.name.split(".")[0]):
-            interp.Run.load(path)
-    with pytest.raises(interp.FileError, match="safetensors"):
-        tiny.run(PROMPT).save(tmp_path / "run.npz")
 
 
 def test_asking_a_run_for_what_it_does_not_hold_says_what_it_holds(tiny):

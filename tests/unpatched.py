@@ -1,6 +1,6 @@
 """Logits of the unpatched library: run as a child process, because a process can load one libllama only.
 
-    python unpatched.py MODEL TOKENS.json OUT.npy FLASH_ATTN
+    python unpatched.py MODEL TOKENS.json OUT.npy FLASH_ATTN [CONTROL_VECTOR STRENGTH]
 
 Uses the bindings of llama-cpp-python, whose structs match the pinned llama.cpp, on the library in
 ``LLAMA_CPP_LIB_PATH``.
@@ -8,6 +8,7 @@ Uses the bindings of llama-cpp-python, whose structs match the pinned llama.cpp,
 
 from __future__ import annotations
 
+import ctypes as ct
 import json
 import os
 import subprocess
@@ -26,11 +27,18 @@ def library() -> Path | None:
     return folder if folder.is_dir() else None
 
 
-def logits(model: Path, tokens: list[int], folder: Path, scratch: Path, flash_attn: bool = True) -> np.ndarray:
-    """Logits of every position, computed by a child process on the library in a folder: ``(n_tokens, n_vocab)``."""
+def logits(
+    model: Path, tokens: list[int], folder: Path, scratch: Path, flash_attn: bool = True,
+    control: tuple[Path, float] | None = None,
+) -> np.ndarray:
+    """Logits of every position, computed by a child process on the library in a folder: ``(n_tokens, n_vocab)``.
+
+    ``control`` is a control vector's file and its strength.
+    """
     (scratch / "tokens.json").write_text(json.dumps(tokens))
     out = scratch / "logits.npy"
     command = [sys.executable, __file__, str(model), str(scratch / "tokens.json"), str(out), str(int(flash_attn))]
+    command += [str(part) for part in control or ()]
     env = {**os.environ, "LLAMA_CPP_LIB_PATH": str(folder)}
     done = subprocess.run(command, env=env, capture_output=True, text=True)
     assert done.returncode == 0, f"the unpatched library failed: {done.stderr[-2000:]}"
@@ -61,6 +69,13 @@ class Unpatched:
     def clear(self) -> None:
         self._cpp.llama_memory_clear(self._cpp.llama_get_memory(self._context), False)
 
+    def steer(self, file: str, strength: float) -> None:
+        """What ``--control-vector-scaled`` does; that code stands in llama.cpp's tools, so it is written out here."""
+        data, n_embd = _control_vector(file, strength)
+        n_layer = self._cpp.llama_model_n_layer(self._model)
+        floats = data.ctypes.data_as(ct.POINTER(ct.c_float))
+        assert self._cpp.llama_set_adapter_cvec(self._context, floats, data.size, n_embd, 1, n_layer) == 0
+
     def decode(self, tokens: list[int], first: int = 0, logits: str = "all") -> np.ndarray:
         """Run tokens from a position on; the logits of all of them, or of the last."""
         n = len(tokens)
@@ -77,6 +92,43 @@ class Unpatched:
         return np.ctypeslib.as_array(self._cpp.llama_get_logits(self._context), (rows, self.n_vocab)).copy()
 
 
+class _GgufParams(ct.Structure):
+    _fields_ = [("no_alloc", ct.c_bool), ("ctx", ct.POINTER(ct.c_void_p))]
+
+
+def _control_vector(file: str, strength: float) -> tuple[np.ndarray, int]:
+    """A control vector as llama.cpp's ``common_control_vector_load_one`` reads it, with ggml's own reader of GGUF."""
+    base = ct.CDLL(str(next(Path(os.environ["LLAMA_CPP_LIB_PATH"]).glob("*ggml-base.*"))))
+    for name, result, args in (
+        ("gguf_init_from_file", ct.c_void_p, [ct.c_char_p, _GgufParams]),
+        ("gguf_get_n_tensors", ct.c_int64, [ct.c_void_p]),
+        ("gguf_get_tensor_name", ct.c_char_p, [ct.c_void_p, ct.c_int64]),
+        ("ggml_get_tensor", ct.c_void_p, [ct.c_void_p, ct.c_char_p]),
+        ("ggml_get_data_f32", ct.POINTER(ct.c_float), [ct.c_void_p]),
+        ("ggml_nelements", ct.c_int64, [ct.c_void_p]),
+        ("ggml_n_dims", ct.c_int, [ct.c_void_p]),
+    ):
+        function = getattr(base, name)
+        function.restype, function.argtypes = result, args
+    context = ct.c_void_p()
+    gguf = base.gguf_init_from_file(file.encode(), _GgufParams(False, ct.pointer(context)))
+    assert gguf, "llama.cpp does not read the file"
+    data, n_embd = np.zeros(0, np.float32), 0
+    for i in range(base.gguf_get_n_tensors(gguf)):
+        name = base.gguf_get_tensor_name(gguf, i)
+        start, _, layer = name.partition(b".")
+        tensor = base.ggml_get_tensor(context, name)
+        assert start == b"direction" and int(layer) > 0 and base.ggml_n_dims(tensor) == 1
+        n_embd = base.ggml_nelements(tensor)
+        data.resize(max(data.size, n_embd * int(layer)), refcheck=False)
+        values = np.ctypeslib.as_array(base.ggml_get_data_f32(tensor), (n_embd,))
+        data[n_embd * (int(layer) - 1) : n_embd * int(layer)] += values * np.float32(strength)
+    return data, n_embd
+
+
 if __name__ == "__main__":
-    path, tokens_file, out_file, flash = sys.argv[1:]
-    np.save(out_file, Unpatched(path, 512, 1, flash == "1").decode(json.loads(Path(tokens_file).read_text())))
+    path, tokens_file, out_file, flash, *control = sys.argv[1:]
+    model = Unpatched(path, 512, 1, flash == "1")
+    if control:
+        model.steer(control[0], float(control[1]))
+    np.save(out_file, model.decode(json.loads(Path(tokens_file).read_text())))

@@ -6,14 +6,14 @@ import contextlib
 import html
 import operator
 import os
-import tempfile
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from ..errors import FileError, SiteError
+from .. import files
+from ..errors import SiteError
 
 # ---------------------------------------------------------------- text
 
@@ -105,38 +105,12 @@ def _spelled(text: str, missing: set[str]) -> str:
 # ---------------------------------------------------------------- files
 
 
-@contextlib.contextmanager
-def written(path: str | os.PathLike, suffixes: Sequence[str]) -> Iterator[Path]:
-    """Yields a temporary path beside `path`; a normal exit renames it into place.
+def written(path: str | os.PathLike, suffixes: Sequence[str]) -> contextlib.AbstractContextManager[Path]:
+    """Yields a temporary path beside `path`, as `interp.files.written` does; parent folders are created.
 
-    Parent folders are created. Raises FileError where the suffix is none of
-    `suffixes`, or where the place cannot be written.
+    Pictures come in many and are made again at will, so a new folder for them is no mistake.
     """
-    path = Path(path)
-    if path.suffix.lower() not in suffixes:
-        raise FileError(f"cannot write {path.name!r}: the name must end in {' or '.join(suffixes)}")
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.is_dir():
-            raise FileError(f"cannot write {path}: a folder has that name; choose another")
-        # The suffix stays at the end, because matplotlib picks its format by it.
-        handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
-        os.close(handle)
-        temporary = Path(name)
-        yield temporary
-        # mkstemp makes files that only their owner may read; pictures are for anyone the umask allows.
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(0o666 & ~mask)
-        os.replace(temporary, path)
-    except FileError:
-        raise
-    except OSError as error:
-        raise FileError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
+    return files.written(path, suffixes, make_folders=True)
 
 
 @contextlib.contextmanager
