@@ -3,11 +3,13 @@
 from .arrays import load_array, save_array
 from .attention import Attention, attention
 from .control import ControlVector
-from .edits import Edit, add, edit, replace, scale
+from .edits import Edit, add, edit, edit_host, knockout, project_out, replace, scale, steer
 from .errors import EditError, FileError, InterpError, LibraryError, ModelError, RunError, SiteError
 from .graph import Tensor
+from .inspect import Graph, Node
 from .lens import Lens, logit_lens
 from .model import Model
+from .patching import ablate, keep_only, patch
 from .run import Generation, Run
 from .sites import At, Key, Site, at
 
@@ -19,24 +21,33 @@ __all__ = [
     "EditError",
     "FileError",
     "Generation",
+    "Graph",
     "InterpError",
     "Key",
     "Lens",
     "LibraryError",
     "Model",
     "ModelError",
+    "Node",
     "Run",
     "RunError",
     "Site",
     "SiteError",
     "Tensor",
+    "ablate",
     "add",
     "at",
     "attention",
     "edit",
+    "edit_host",
+    "keep_only",
+    "knockout",
     "load_array",
     "logit_lens",
+    "patch",
+    "project_out",
     "replace",
     "save_array",
     "scale",
+    "steer",
 ]

@@ -124,7 +124,7 @@ def replace(at, value) -> Edit:
 def replaced(x: Tensor, value: np.ndarray, place: Place) -> Tensor:
     """``value`` where it has rows for the tokens of ``x``, else ``x``."""
     if not place.has_rows(value):
-        return x.filled(value)
+        return x.filled(place.padded(value, x))
     rows = place.rows(value, x)
     if place.ranges:  # whoever called blends with these
         return rows

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from . import header, native
-from .errors import FileError
+from .errors import RunError
 
 if TYPE_CHECKING:
     from .program import Program
@@ -56,8 +56,10 @@ class Graph:
         n_tokens: of the batch that it was built for.
     """
 
-    def __init__(self, nodes: list[Node], n_tokens: int):
-        self.nodes, self.n_tokens = nodes, n_tokens
+    def __init__(self, nodes: list[Node]):
+        self.nodes = nodes
+        tokens = self.find("inp_tokens")
+        self.n_tokens = tokens[0].shape[-1] if tokens else 0
 
     def __repr__(self) -> str:
         added = len(self.added)
@@ -124,14 +126,14 @@ def _quoted(text: str) -> str:
     return '"' + text.replace('"', '\\"') + '"'
 
 
-def read_graph(lib: native.Library, handle: int, program: Program, n_tokens: int) -> Graph:
+def read_graph(lib: native.Library, handle: int, program: Program) -> Graph:
     """The graph that the library shows at this moment; to be called while it does."""
     nodes, raw = [], header.Node()
     for index in range(lib.node_count(handle)):
         if lib.node_get(handle, index, ct.byref(raw)) != 0:
-            raise FileError("the graph cannot be read")
+            raise RunError("The graph cannot be read.")
         nodes.append(_node(index, raw, program))
-    return Graph(nodes, n_tokens)
+    return Graph(nodes)
 
 
 def _node(index: int, raw: header.Node, program: Program) -> Node:

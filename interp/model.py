@@ -6,6 +6,7 @@ import ctypes as ct
 import importlib.util
 import os
 import threading
+from collections.abc import Callable
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 
 from . import header, native
 from .errors import ModelError, RunError, SiteError
+from .inspect import Graph
 from .program import Program, as_list, decode
 from .run import Generation, Run
 from .scan import MIN_BATCH, scan
@@ -105,6 +107,7 @@ class Model:
         repack: bool = True,
     ):
         self._handle = None
+        self._graph_functions: list[Callable[[Graph], None]] = []
         if not isinstance(kv_type, str) or kv_type not in _KV_TYPES:
             raise ModelError(f"kv_type={kv_type!r}: give one of {', '.join(_KV_TYPES)}.")
         n_ctx = _as_count(n_ctx, "n_ctx", 1, _MAX_CTX)
@@ -216,6 +219,27 @@ class Model:
     def _table(self) -> SiteTable:
         with self._locked() as handle:
             return SiteTable(scan(self._lib, handle, self.n_embd, self.n_vocab), self.arch, self.n_layer, self.n_embd)
+
+    # graphs
+
+    def on_graph(self, fn: Callable[[Graph], None] | None) -> None:
+        """Call a function with every graph that a run builds, before it runs; None: no more.
+
+        A graph serves many batches: of a generation the first token builds one, the next hundreds use it again.
+        """
+        if fn is not None and not callable(fn):
+            raise RunError(f"on_graph takes a function of the graph, not {type(fn).__name__}.")
+        self._graph_functions = [] if fn is None else [*self._graph_functions, fn]
+
+    def graph(self, prompt, capture=(), edits=()) -> Graph:
+        """The computation graph of a run, with what captures and edits add; arguments as in :meth:`run`."""
+        graphs: list[Graph] = []
+        others, self._graph_functions = self._graph_functions, [graphs.append]
+        try:
+            self.run(prompt, capture, edits)
+        finally:
+            self._graph_functions = others
+        return graphs[0]
 
     # runs
 
@@ -380,6 +404,8 @@ class Model:
         """The program installed and an empty cache, both gone again at the end."""
         with self._locked() as handle:
             callbacks = program.install(self._lib, handle)
+            if self._graph_functions:
+                callbacks += (program.show_graphs(self._lib, handle, self._graph_functions),)
             try:
                 if stop is not None:
                     self._lib.stop_set(handle, stop.name.encode(), stop.layer, stop.occurrence)

@@ -117,23 +117,24 @@ def _zeros(x: Tensor, _place: Place) -> Tensor:
 
 def _mean_of(site: str, mean):
     def build(x: Tensor, place: Place) -> Tensor:
-        layer, n_layer = place.site.layer, None
+        layer = place.site.layer
         if isinstance(mean, Run):
             value = mean[site, layer].mean(axis=place.row_axis)
         elif hasattr(mean, "mean_square"):  # Stats
             value = as_float32(mean.mean(site, layer))
         else:
             value = as_float32(mean)
-            n_layer = len(value) if value.ndim == x.ndim else None
-            if n_layer is not None:
-                if layer >= n_layer:
-                    raise EditError(f"mean= holds {n_layer} layers, but layer {layer} is ablated.")
+            if value.ndim == x.ndim:
+                if layer >= len(value):
+                    raise EditError(f"mean= holds {len(value)} layers, but layer {layer} is ablated.")
                 value = value[layer]
-        shape = tuple(d for axis, d in enumerate(x.shape) if axis != place.row_axis)
-        if value.shape != shape and not (place.site.is_attention and value.shape[:1] == shape[:1]):
-            raise EditError(f"The mean at {place.site.key} has shape {value.shape}; it must be {shape}.")
-        value = np.expand_dims(value, place.row_axis)
-        return x.filled(place.padded(value, x.shape[-1]) if place.site.is_attention else value)
+        given = value.shape
+        value = place.padded(np.expand_dims(value, place.row_axis), x) if value.ndim == x.ndim - 1 else value
+        shape = tuple(1 if axis == place.row_axis else d for axis, d in enumerate(x.shape))
+        if value.shape != shape:
+            wanted = tuple(d for axis, d in enumerate(x.shape) if axis != place.row_axis)
+            raise EditError(f"The mean at {place.site.key} has shape {given}; it must be {wanted}.")
+        return x.filled(value)
 
     return build
 
@@ -148,7 +149,7 @@ def _rows_of(site: str, layer: int, source, from_positions: tuple[int, ...] | No
         if wanted is not None:
             n_source = len(source.tokens) if isinstance(source, Run) else n_rows
             value = np.take(value, _find(wanted, held, n_source, place), axis=place.row_axis)
-        elif not place.ranges and (held is not None or n_rows != place.n_prompt):
+        elif not place.ranges and (held or list(range(n_rows))) != list(range(place.n_prompt)):
             raise EditError(
                 f"The source holds {n_rows} positions of {place.site.key}, the prompt has {place.n_prompt} tokens. "
                 "Say which go where: positions=[...], from_positions=[...]."
@@ -159,12 +160,10 @@ def _rows_of(site: str, layer: int, source, from_positions: tuple[int, ...] | No
 
 
 def _values(site: str, layer: int, source, place: Place) -> tuple[np.ndarray, list[int] | None]:
-    """The source's array with all heads of the site, and the positions that its rows are of; None: 0, 1, 2, …"""
-    held_heads = held = None
+    """The source's array with all heads of the site, and the positions that its rows are of; None: not known."""
+    value, held, held_heads = source, None, None
     if isinstance(source, Run):
         value, held, held_heads = source[site, layer], source.positions(site, layer), source.heads(site, layer)
-    else:
-        value = source
     if value.ndim != len(place.site.axes):
         raise EditError(f"The source has shape {value.shape}; {place.site.key} has axes {place.site.axes}.")
     axis = place.site.head_axis

@@ -14,6 +14,7 @@ from . import header, native
 from .edits import Build, Change, Edit
 from .errors import EditError, InterpError, RunError, SiteError
 from .graph import Tensor, as_float32
+from .inspect import Graph, read_graph
 from .sites import At, Part, Site, SiteTable, as_at
 from .trace import Place, Trace, row_positions, row_ranges
 
@@ -220,13 +221,29 @@ class Program:
         except BaseException as err:  # noqa: BLE001 - as above
             self.exception = err
 
+    def show_graphs(self, lib: native.Library, handle: int, functions: Sequence[Callable[[Graph], None]]) -> Callable:
+        """Call functions with every graph that is built from here on. The result is to be kept like those of install."""
+
+        def on_graph(_user_data) -> None:
+            if self.exception is None:
+                try:
+                    graph = read_graph(lib, handle, self)
+                    for fn in functions:
+                        fn(graph)
+                except BaseException as err:  # noqa: BLE001 - as above
+                    self.exception = err
+
+        callback = header.GRAPH_FN(on_graph)
+        lib.set_graph_fn(handle, callback, None)
+        return callback
+
     def check(self, error: str | None) -> None:
         """Raise what went wrong in an edit, or the library's own reason; None: the run went well."""
         if self.exception is not None:
             err, self.exception = self.exception, None
             if isinstance(err, InterpError) or not isinstance(err, Exception):
                 raise err
-            raise EditError(f"An edit raised {type(err).__name__}: {err}") from err
+            raise EditError(f"An edit or a function of on_graph raised {type(err).__name__}: {err}") from err
         if error is not None:
             raise (EditError if "edit" in error else RunError)(error)
 

@@ -231,9 +231,7 @@ class Place:
                 graph's, which are padded; the rest counts as masked.
         """
         positions = self.row_positions(value.shape[self.row_axis])
-        if self.site.is_attention:
-            value = self.padded(value, x.shape[-1])
-        rows = np.moveaxis(value, self.row_axis, 0)
+        rows = np.moveaxis(self.padded(value, x), self.row_axis, 0)
         shape = tuple(d for axis, d in enumerate(x.shape) if axis != self.row_axis)
         try:
             rows = np.broadcast_to(rows, (len(positions), *shape))
@@ -242,11 +240,13 @@ class Place:
         tensor = self.trace.rows(positions, rows).reshape((-1, *shape))
         return tensor.transpose(1, 0, 2) if self.row_axis == 1 else tensor
 
-    def padded(self, value: np.ndarray, n_key: int) -> np.ndarray:
+    def padded(self, value: np.ndarray, x: Tensor) -> np.ndarray:
+        """Attention with as many keys as the graph's padded cache: what is added counts as masked."""
+        missing = x.shape[-1] - value.shape[-1] if value.ndim else 0
+        if not self.site.is_attention or value.ndim != x.ndim or value.shape[-1] == 1 or missing < 0:
+            return value
         hidden = MASKED if self.site.name == "attn_logits" else 0.0
-        value = np.nan_to_num(value, neginf=MASKED) if hidden else value
-        missing = n_key - value.shape[-1]
-        return value if missing <= 0 else np.pad(value, [(0, 0), (0, 0), (0, missing)], constant_values=hidden)
+        return np.pad(np.nan_to_num(value, neginf=MASKED), [(0, 0), (0, 0), (0, missing)], constant_values=hidden)
 
     def row_mask(self, positions: Sequence[int], x: Tensor) -> Tensor:
         """1 for the tokens at these positions, else 0, in a shape that broadcasts over ``x``."""
