@@ -273,7 +273,7 @@ class Model:
         tokens = self._prompt(prompt)
         stop = None if stop_after is None else self._residual(stop_after)
         program = Program(self._table, capture, edits, len(tokens), last_layer=stop.layer if stop else None)
-        outputs = self._outputs(program, len(tokens), logits)
+        outputs = self._outputs(program, len(tokens), "all" if stop is not None and self._table[stop].of_outputs else logits)
         with self._session(program, stop) as handle:
             if logits != "all" and stop is None:
                 self._choose_logits(program, handle, outputs, len(tokens) - 1 if logits else None)
@@ -425,8 +425,8 @@ class Model:
 
     @staticmethod
     def _outputs(program: Program, n: int, logits: str | None) -> np.ndarray:
-        """Which tokens are outputs: the last layer keeps only their rows, and whoever looks inside wants all."""
-        outputs = np.full(n, logits == "all" or not program.is_empty, np.int8)
+        """Which tokens are outputs: the model keeps only their rows at the end, and takes room for their logits."""
+        outputs = np.full(n, logits == "all" or program.needs_all_outputs, np.int8)
         outputs[-1] = 1
         return outputs
 

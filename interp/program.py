@@ -156,6 +156,11 @@ class Program:
         return not self.captures and not self.edits
 
     @property
+    def needs_all_outputs(self) -> bool:
+        """Something is read or changed where the model keeps only the rows of outputs."""
+        return any(part.site.of_outputs for part in (*self.captures, *self.edits))
+
+    @property
     def is_within_layers(self) -> bool:
         """Nothing is read or changed after the last layer."""
         return not any(self._table.is_after_layers(part.site.key) for part in (*self.captures, *self.edits))

@@ -97,6 +97,7 @@ class Site:
     dtype: str = "float32"
     editable: bool = True
     rows_axis: int = field(default=-1, repr=False)  # ggml's dimension that counts tokens
+    of_outputs: bool = field(default=False, repr=False)  # the model keeps only rows whose logits are wanted
     n_heads: int = field(default=0, repr=False)  # kqv_out is flat in ggml: heads to split it into
 
     @property
