@@ -149,8 +149,9 @@ def experts(n_expert: int, n_ff: int = N_FF) -> dict[str, Normal]:
 
 def biases(block: dict[str, Normal]) -> dict[str, Normal]:
     """A bias for every matrix and norm of a block."""
+    # one value for each row; of experts, for each row of each expert
     return {
-        name.replace(".weight", ".bias"): bias(normal.shape[0]) if len(normal.shape) < 3 else Normal(normal.shape[:2], 0.1)
+        name.replace(".weight", ".bias"): Normal(normal.shape[: max(1, len(normal.shape) - 1)], std=0.1)
         for name, normal in block.items()
     }
 
