@@ -68,9 +68,7 @@ def select(table: SiteTable, selector: At, computed: range) -> list[Site]:
     """
 
     def is_computed(site: Site) -> bool:
-        if site.layer >= 0:
-            return site.layer in computed
-        return computed[-1] == table.n_layer - 1 if table.is_after_layers(site.key) else computed[0] == 0
+        return table.place(site.key) in computed
 
     if selector.layers is None:
         found = table.find(selector.site)

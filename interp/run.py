@@ -82,7 +82,8 @@ class Run:
         layer = named_layer if layer is None else layer
         found = self._find(name, occurrence)
         if not found:
-            captured = sorted({label for key in self._arrays for label, _ in self._labels[key] if "#" not in label})
+            labels = {label for key in self._arrays for label, _ in self._labels[key]}
+            captured = sorted(label for label in labels if "#" not in label and "hook_" not in label)
             raise SiteError(
                 f"{text!r} was not captured. Captured: {', '.join(captured) or 'nothing'}. "
                 f"Ask for it with model.run(prompt, capture=({text!r},))."

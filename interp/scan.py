@@ -19,6 +19,8 @@ _UNUSED = {"inp_embd"}
 
 _HEADED = {"Qcur", "Kcur", "Vcur", "Qcur_normed", "Kcur_normed", "q_pe", "k_pe"}
 
+_NORMED = {"Qcur_normed": "Qcur", "Kcur_normed": "Kcur"}
+
 
 def scan(lib: native.Library, handle: int, n_embd: int, n_vocab: int) -> list[Site]:
     """List the sites from a graph that is built but not run, in graph order."""
@@ -29,9 +31,9 @@ def scan(lib: native.Library, handle: int, n_embd: int, n_vocab: int) -> list[Si
     counts: dict[tuple[bytes, int], int] = {}
     for info in found:
         counts[info.name, info.il] = max(counts.get((info.name, info.il), 0), info.occurrence + 1)
-    n_heads = {info.il: int(info.ne[2]) for info in found if info.name.decode() in ATTENTION}
+    n_heads = _heads_of_flat(found)
     return [
-        _describe(info, counts[info.name, info.il], n_heads.get(info.il, 0), n_embd, n_vocab)
+        _describe(info, counts[info.name, info.il], n_heads.get((info.name.decode(), info.il), 0), n_embd, n_vocab)
         for info in found
         if info.name.decode() not in _UNUSED
     ]
@@ -43,12 +45,28 @@ def _get(lib: native.Library, handle: int, i: int) -> header.SiteInfo:
     return info
 
 
+def _heads_of_flat(found: list[header.SiteInfo]) -> dict[tuple[str, int], int]:
+    """How many heads lie side by side in a row, for tensors that ggml holds flat: (name, layer) -> heads."""
+    heads: dict[tuple[str, int], int] = {}
+    for info in found:
+        name = info.name.decode()
+        if name in ATTENTION:
+            heads["kqv_out", info.il] = heads["attn_gated", info.il] = int(info.ne[2])
+    split = {(info.name.decode(), info.il): int(info.ne[1]) for info in found if info.rows_axis == 2}
+    for info in found:
+        name = info.name.decode()
+        # one norm over all heads comes before the row is split, and then the projection is never named split either
+        if name in _NORMED and info.rows_axis == 1 and (_NORMED[name], info.il) in split:
+            heads[name, info.il] = heads[_NORMED[name], info.il] = split[_NORMED[name], info.il]
+    return heads
+
+
 def _describe(info: header.SiteInfo, count: int, n_head: int, n_embd: int, n_vocab: int) -> Site:
     name = info.name.decode()
     # dimensions beyond the tokens' are ones
     n_dims = max([info.rows_axis + 1, *(d + 1 for d in range(4) if info.ne[d] > 1), 1])
     shape = tuple(None if d == info.rows_axis else int(info.ne[d]) for d in reversed(range(n_dims)))
-    flat_heads = n_head if name == "kqv_out" and n_head and len(shape) == 2 and shape[1] % n_head == 0 else 0
+    flat_heads = n_head if n_head and len(shape) == 2 and shape[1] % n_head == 0 else 0
     if name in ATTENTION:
         axes, shape = ("n_head", "n_query", "n_key"), (shape[0], None, None)
     elif flat_heads:

@@ -1,64 +1,25 @@
 """Site names, aliases, selectors and axes.
 
 A *site* is a named tensor of llama.cpp's graph: a name, a layer, and an occurrence, because many names come several
-times in a layer. Aliases give the same role one name on every architecture; TransformerLens' names work too.
+times in a layer. Aliases give the same role one name on every architecture; TransformerLens' names work too
+(:mod:`interp.aliases`).
 """
 
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from .aliases import ALIASES, ATTN_LOGITS, ATTN_SCORES, HOOKS, ROLES, parse, resolve, why_without_tensor
 from .errors import SiteError
 
-ATTN_SCORES, ATTN_LOGITS, ATTN_PROJ = "attn_scores", "attn_logits", "attn_proj"
+# what other modules take from here
+__all__ = [
+    "ALIASES", "ATTENTION", "ATTN_LOGITS", "ATTN_SCORES", "At", "Key", "Site", "SiteTable", "as_at", "at", "parse"
+]
+
 ATTENTION = (ATTN_SCORES, ATTN_LOGITS)
-
-_PARSE = re.compile(r"^(?P<name>.+?)(?:-(?P<layer>\d+))?(?:#(?P<occurrence>\d+))?$")
-_TRANSFORMER_LENS = re.compile(r"^blocks\.(?P<layer>\d+)\.(?P<hook>.+)$")
-
-#: alias -> candidates, the first that the layer has wins; ``#k`` picks an occurrence, no ``#`` the last
-_ALIASES: dict[str, tuple[str, ...]] = {
-    "resid_mid": ("ffn_inp", "sa_out", "attn_residual"),
-    "resid_post": ("l_out",),
-    "q": ("Qcur",),
-    "k": ("Kcur",),
-    "v": ("Vcur",),
-    "z": ("attn_gated", "kqv_out"),
-    "attn_out": (ATTN_PROJ, "attn_output", "attn_out"),
-    "mlp_in": ("ffn_norm", "attn_post_norm"),
-    "mlp_act": ("ffn_swiglu", "ffn_geglu", "ffn_gelu", "ffn_silu", "ffn_relu", "ffn_reglu", "ffn_moe_swiglu", "ffn_moe_geglu"),
-    "mlp_out": ("ffn_moe_out#0", "ffn_out#0"),
-    "final_norm": ("result_norm",),
-}
-
-#: where ``mlp_in`` is another tensor than the first candidate of the table above
-_MLP_IN_BY_ARCH = {"falcon": "attn_norm", "command-r": "attn_norm", "cohere2": "attn_norm", "olmo2": "ffn_inp"}
-
-#: tensors that carry the wrong name: replacing jamba's ``ffn_inp`` does nothing
-_NOT_RESID_MID = {"jamba"}
-
-_HOOKS = {
-    "hook_resid_pre": "resid_pre",
-    "hook_resid_mid": "resid_mid",
-    "hook_resid_post": "resid_post",
-    "hook_attn_out": "attn_out",
-    "hook_mlp_in": "mlp_in",
-    "hook_mlp_out": "mlp_out",
-    "attn.hook_q": "q",
-    "attn.hook_k": "k",
-    "attn.hook_v": "v",
-    "attn.hook_z": "z",
-    "attn.hook_pattern": ATTN_SCORES,
-    "attn.hook_attn_scores": ATTN_LOGITS,
-    "mlp.hook_post": "mlp_act",
-}
-
-_GLOBAL_HOOKS = {"hook_embed": "embd", "ln_final.hook_normalized": "final_norm"}
-
-ALIASES = ("resid_pre", *_ALIASES, "q_pre", "k_pre")
 
 
 @dataclass(frozen=True)
@@ -98,7 +59,7 @@ class Site:
     editable: bool = True
     rows_axis: int = field(default=-1, repr=False)  # ggml's dimension that counts tokens
     of_outputs: bool = field(default=False, repr=False)  # the model keeps only rows whose logits are wanted
-    n_heads: int = field(default=0, repr=False)  # kqv_out is flat in ggml: heads to split it into
+    n_heads: int = field(default=0, repr=False)  # heads to split a row into that is flat in ggml
 
     @property
     def key(self) -> Key:
@@ -209,18 +170,6 @@ def as_at(selector) -> At:
     return at(selector)
 
 
-def parse(text: str) -> tuple[str, int | None, int | None]:
-    """``"Qcur-5#0"`` as ``("Qcur", 5, 0)``; TransformerLens' names become aliases."""
-    if text in _GLOBAL_HOOKS:
-        return _GLOBAL_HOOKS[text], None, None
-    lens = _TRANSFORMER_LENS.match(text)
-    if lens and lens["hook"] in _HOOKS:
-        return _HOOKS[lens["hook"]], int(lens["layer"]), None
-    match = _PARSE.match(text)
-    name, layer, occurrence = match["name"], match["layer"], match["occurrence"]
-    return name, None if layer is None else int(layer), None if occurrence is None else int(occurrence)
-
-
 class SiteTable:
     """All sites of a model, and what the names that users write mean there."""
 
@@ -228,25 +177,41 @@ class SiteTable:
         self.sites, self.arch, self.n_layer = list(sites), arch, n_layer
         self._by_key = {site.key: site for site in self.sites}
         self._count: dict[tuple[str, int], int] = {}
+        self._by_layer: dict[int, list[Site]] = {}
         for site in self.sites:
             self._count[site.name, site.layer] = max(self._count.get((site.name, site.layer), 0), site.occurrence + 1)
+            self._by_layer.setdefault(site.layer, []).append(site)
         self._names = {site.name for site in self.sites}
         self._order = {site.key: i for i, site in enumerate(self.sites)}
         self._end_of_layers = max((i for i, site in enumerate(self.sites) if site.layer >= 0), default=-1)
-        self._embedding = self._find_embedding(n_embd)
+        self._place, self._inside = self._find_places()
+        self._layered = {name for name, layer in (*self._count, *self._inside) if layer >= 0}
+        self.embedding = self._find_embedding(n_embd)
         self._labels: dict[Key, list[tuple[str, int]]] = {}
 
     def __getitem__(self, key: Key) -> Site:
         return self._by_key[key]
 
-    def _find_embedding(self, n_embd: int) -> Key | None:
+    def _find_places(self) -> tuple[dict[Key, int], dict[tuple[str, int], Site]]:
+        """The layer in which each site lies, and the sites that lie in one although they carry the layer -1."""
+        place: dict[Key, int] = {}
+        inside: dict[tuple[str, int], Site] = {}
+        first, current = next((i for i, site in enumerate(self.sites) if site.layer >= 0), 0), 0
+        for i, site in enumerate(self.sites):
+            current = site.layer if site.layer >= 0 else self.n_layer - 1 if i > self._end_of_layers else current
+            place[site.key] = current
+            if site.layer < 0 and first < i < self._end_of_layers:
+                inside[site.name, current] = site
+        return place, inside
+
+    def _find_embedding(self, n_embd: int) -> Site | None:
         """What enters layer 0: the last tensor of the residual's width before the first layer."""
         found = None
         for site in self.sites:
             if site.layer >= 0:
                 break
             if site.dtype == "float32" and site.editable and site.shape == (None, n_embd):
-                found = site.key
+                found = site
         return found
 
     def find(self, text: str, layer: int | None = None) -> list[Site]:
@@ -260,15 +225,20 @@ class SiteTable:
             raise SiteError(f"{text!r} names layer {named_layer}, but layer {layer} was asked for.")
         layer = named_layer if layer is None else layer
 
-        if name not in self._names and name not in ALIASES:
+        if name not in self._names and name not in ROLES:
             raise SiteError(self._unknown(text, name))
         layers = range(-1, self.n_layer) if layer is None else [self.layer_index(layer, text)]
-        found = [site for il in layers for site in self._in_layer(name, il, occurrence)]
-        if not found and layer is not None:
-            found = self._in_layer(name, -1, occurrence)
+        found = [site for il in layers if (site := self._in_layer(name, il, occurrence))]
+        if not found and layer is not None and name not in self._layered:
+            found = [site for site in [self._in_layer(name, -1, occurrence)] if site]
         if not found:
-            raise SiteError(self._absent(name, layer, occurrence))
+            raise SiteError(self._absent(text, name, layer, occurrence))
         return found
+
+    def place(self, key: Key) -> int:
+        """The layer with which a tensor is computed: the first for what comes before the layers, the last for what
+        comes after them."""
+        return self._place[key]
 
     def is_after_layers(self, key: Key) -> bool:
         """Whether a tensor comes after the last one of the last layer, as the final norm does."""
@@ -278,6 +248,23 @@ class SiteTable:
         """Whether the graph names such a tensor in that layer."""
         return (name, layer) in self._count
 
+    def in_layer(self, layer: int) -> list[Site]:
+        """The sites that carry a layer, in graph order."""
+        return self._by_layer.get(layer, [])
+
+    def named(self, name: str, layer: int, occurrence: int | None = None) -> Site | None:
+        """A site by the graph's own name; without an occurrence, the last.
+
+        A few norms carry the layer -1 inside a layer (Gemma 2's ``ffn_post_norm``): they count as that layer's.
+        """
+        count = self._count.get((name, layer), 0)
+        if occurrence is not None:
+            return self._by_key.get(Key(name, layer, occurrence))
+        if not count:
+            return self._inside.get((name, layer))
+        last = self._by_key.get(Key(name, layer, count - 1))
+        return None if last is not None and self._inside.get((name, self._place[last.key])) is last else last
+
     def layer_index(self, layer: int, text: str = "") -> int:
         """A layer from 0, negative ones counted from the end."""
         if not -self.n_layer <= layer < self.n_layer:
@@ -285,82 +272,47 @@ class SiteTable:
             raise SiteError(f"Layer {layer}{where} is out of range: the model has layers 0 to {self.n_layer - 1}.")
         return layer % self.n_layer
 
-    def _in_layer(self, name: str, layer: int, occurrence: int | None) -> list[Site]:
+    def _in_layer(self, name: str, layer: int, occurrence: int | None) -> Site | None:
         # an alias hides a graph's name that is spelled the same, unless an occurrence is asked for
-        if name in ALIASES and occurrence is None:
-            key = self._alias(name, layer)
-            return [self._by_key[key]] if key else []
-        return self._candidate(name, layer, occurrence)
-
-    def _candidate(self, name: str, layer: int, occurrence: int | None) -> list[Site]:
-        count = self._count.get((name, layer), 0)
-        wanted = count - 1 if occurrence is None else occurrence
-        site = self._by_key.get(Key(name, layer, wanted)) if count else None
-        return [site] if site else []
-
-    def _alias(self, alias: str, layer: int) -> Key | None:
-        if alias == "final_norm":
-            found = self._candidate("result_norm", -1, None) if layer == -1 else []
-            return found[0].key if found else None
-        if layer < 0:
-            return None
-        if alias == "resid_pre":
-            return self._embedding if layer == 0 else self._first(("l_out",), layer - 1)
-        if alias in ("q_pre", "k_pre"):
-            return self._before_rotation("Qcur" if alias == "q_pre" else "Kcur", layer)
-        if alias == "resid_mid" and self.arch in _NOT_RESID_MID:
-            return None
-        if alias == "mlp_in" and self.arch in _MLP_IN_BY_ARCH:
-            return self._first((_MLP_IN_BY_ARCH[self.arch],), layer)
-        return self._first(_ALIASES[alias], layer)
-
-    def _first(self, candidates: Iterable[str], layer: int) -> Key | None:
-        for candidate in candidates:
-            name, _, occurrence = parse(candidate)
-            found = self._candidate(name, layer, occurrence)
-            if found:
-                return found[0].key
-        return None
-
-    def _before_rotation(self, name: str, layer: int) -> Key | None:
-        """The tensor that the rotation takes: normed where the model norms it, else the one before the last."""
-        normed = self._candidate(f"{name}_normed", layer, None)
-        if normed:
-            return normed[0].key
-        last = self._candidate(name, layer, None)
-        if not last or last[0].occurrence == 0:
-            return None
-        before = self._by_key[Key(name, layer, last[0].occurrence - 1)]
-        return before.key if before.shape == last[0].shape else None
+        if name in ROLES and occurrence is None:
+            return resolve(self, name, layer)
+        return self.named(name, layer, occurrence)
 
     def labels(self, key: Key) -> list[tuple[str, int]]:
         """Every (name, layer) under which a tensor can be asked for."""
-        if key not in self._labels:
-            self._labels[key] = self._find_labels(key)
+        if not self._labels:
+            self._labels = self._find_labels()
         return self._labels[key]
 
-    def _find_labels(self, key: Key) -> list[tuple[str, int]]:
-        found = [(f"{key.name}#{key.occurrence}", key.layer)]
-        if key.occurrence == self._count[key.name, key.layer] - 1 and key.name not in ALIASES:
-            found.append((key.name, key.layer))
-        for alias in ALIASES:
-            for layer in {key.layer, key.layer + 1 if key.layer >= 0 else 0, -1}:
-                if layer < self.n_layer and self._alias(alias, layer) == key:
-                    found.append((alias, layer))
+    def _find_labels(self) -> dict[Key, list[tuple[str, int]]]:
+        found = {site.key: [(f"{site.name}#{site.occurrence}", site.layer)] for site in self.sites}
+        layers = range(-1, self.n_layer)
+        for name, layer in {*self._count, *self._inside}:
+            site = self.named(name, layer) if name not in ROLES else None
+            if site:
+                found[site.key].append((name, layer))
+        for role in ROLES:
+            for layer in layers:
+                site = resolve(self, role, layer)
+                if site:
+                    found[site.key].append((role, layer))
         return found
 
     def _unknown(self, text: str, name: str) -> str:
-        known = sorted(self._names | set(ALIASES))
+        reason = why_without_tensor(text)
+        if reason:
+            return f"The graph has no tensor for TransformerLens' {text!r}: {reason}."
+        known = sorted(self._names | {*ALIASES, *HOOKS})
         lowered = {k.lower(): k for k in known}
         near = [lowered[n] for n in difflib.get_close_matches(name.lower(), lowered, n=4, cutoff=0.5)]
         hint = f"The nearest: {', '.join(near)}." if near else f"Aliases: {', '.join(ALIASES)}."
         return f"This {self.arch} model has no site {text!r}. {hint} All of them: model.sites()"
 
-    def _absent(self, name: str, layer: int | None, occurrence: int | None) -> str:
+    def _absent(self, text: str, name: str, layer: int | None, occurrence: int | None) -> str:
         layers = sorted({site.layer for site in self.sites if site.name == name and site.layer >= 0})
-        if name in ALIASES and not layers:
+        if name in ROLES and not layers:
             where = f" in layer {layer}" if layer is not None else ""
-            return f"The architecture {self.arch} names no tensor for {name!r}{where}. What it names: model.sites()"
+            return f"The architecture {self.arch} names no tensor for {text!r}{where}. What it names: model.sites()"
         if occurrence is not None:
             return f"{name!r} has no occurrence #{occurrence}; model.sites() lists them."
         return f"Layer {layer} has no {name!r}; layers that have it: {', '.join(map(str, layers)) or 'none'}."

@@ -1,4 +1,4 @@
-"""Reading and unembedding on small random models: GPT-2, Qwen3, Gemma 2, Mixtral and Llama shapes."""
+"""Reading and unembedding on small random models of every recipe."""
 
 from __future__ import annotations
 
@@ -15,7 +15,11 @@ SITES = ("l_out", "kqv_out", "attn_scores")
 TOKENS = np.random.default_rng(1).integers(10, recipes.N_VOCAB - 10, 3 * recipes.WINDOW).tolist()
 N = len(TOKENS)
 
-D_HEAD = {"llama": 16, "gpt2": 16, "qwen3": 32, "gemma2": 32, "mixtral": 16}
+# Those whose heads are wider than n_embd / n_head.
+WIDE_HEADS = ("qwen3", "gemma2", "gemma3", "gpt-oss")
+
+# A window in the even layers, and none in the odd ones.
+WINDOWED = ("gemma2", "gemma3", "gpt-oss")
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["plain", "flash"])
@@ -65,7 +69,7 @@ def test_each_site_captured_alone_gives_the_same_bits(model: interp.Model, run: 
 def test_captures_have_the_shapes_of_their_axes(model: interp.Model, run: interp.Run, arch: str):
     for layer in range(model.n_layer):
         assert run["l_out", layer].shape == (N, recipes.N_EMBD)
-        assert run["kqv_out", layer].shape == (N, recipes.N_HEAD, D_HEAD[arch])
+        assert run["kqv_out", layer].shape == (N, recipes.N_HEAD, 32 if arch in WIDE_HEADS else 16)
         assert run["attn_scores", layer].shape == (recipes.N_HEAD, N, N)
     assert run.logits.shape == (N, recipes.N_VOCAB)
 
@@ -81,8 +85,12 @@ def test_unembedding_the_last_residual_gives_the_logits_bit_for_bit(model: inter
     assert np.array_equal(model.unembed(run["l_out", model.n_layer - 1]), run.logits)
 
 
-def test_attention_rows_sum_to_one(model: interp.Model, run: interp.Run):
-    assert np.abs(patterns(run, model).sum(axis=-1) - 1).max() <= 1e-5
+def test_attention_rows_sum_to_one_where_no_sink_takes_a_share(model: interp.Model, run: interp.Run, arch: str):
+    sums = patterns(run, model).sum(axis=-1)
+    if arch == "gpt-oss":
+        assert 0 < sums.min() and sums.max() < 1
+    else:
+        assert np.abs(sums - 1).max() <= 1e-5
 
 
 def test_attention_is_causal(model: interp.Model, run: interp.Run):
@@ -97,7 +105,7 @@ def test_a_longer_prompt_leaves_the_earlier_rows_as_they_were(model: interp.Mode
         np.testing.assert_allclose(shorter["l_out", layer], run["l_out", layer][:-5], rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("arch", ["gemma2"], indirect=True)
+@pytest.mark.parametrize("arch", WINDOWED, indirect=True)
 def test_sliding_window_layers_see_only_the_window(model: interp.Model, run: interp.Run):
     seen = np.tri(N, dtype=bool) & ~np.tri(N, k=-recipes.WINDOW, dtype=bool)
     attention = patterns(run, model)
