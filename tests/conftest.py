@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -23,6 +24,20 @@ def model() -> interp.Model:
 def tiny() -> interp.Model:
     """A random Llama of four layers, F32, without flash attention: exact and quick."""
     return interp.Model(models.tiny("llama"), n_ctx=256, kv_type="f32", flash_attn=False, n_threads=1)
+
+
+@pytest.fixture(scope="module")
+def f32_model() -> Iterator[interp.Model]:
+    """The default model dequantised to F32, as it is compared with transformers. Closed soon: it is 540 MB."""
+    with interp.Model(models.f32_default(), n_ctx=64, kv_type="f32", flash_attn=False, n_threads=1) as model:
+        yield model
+
+
+@pytest.fixture
+def transformers() -> None:
+    """For tests that compute with torch and transformers: skips where they are not installed."""
+    for package in ("torch", "transformers"):
+        pytest.importorskip(package, reason=f"{package} is missing: pip install 'llama-interp[reference]'")
 
 
 @pytest.fixture

@@ -12,11 +12,7 @@ import pytest
 import interp
 import models
 from reference import make, values
-from reference.values import Errors, Forward, Reference
-
-ATTENTION_BOUND = 1e-5
-RESIDUAL_BOUND = 1e-5  # relative, see values.relative_error
-LOGITS_BOUND = 1e-4
+from reference.values import ATTENTION_BOUND, LOGITS_BOUND, RESIDUAL_BOUND, Errors, Forward, Reference, assert_within
 
 META, REFERENCES = values.load()
 
@@ -24,14 +20,9 @@ each_prompt = pytest.mark.parametrize("reference", REFERENCES, ids=lambda refere
 
 
 @pytest.fixture(scope="module")
-def model() -> interp.Model:
-    return interp.Model(models.f32_default(), n_ctx=64, kv_type="f32", flash_attn=False, n_threads=1)
-
-
-@pytest.fixture(scope="module")
-def forwards(model: interp.Model) -> dict[str, Forward]:
+def forwards(f32_model: interp.Model) -> dict[str, Forward]:
     """llama.cpp's forward pass over each prompt."""
-    return {reference.prompt: forward(model, reference.tokens) for reference in REFERENCES}
+    return {reference.prompt: forward(f32_model, reference.tokens) for reference in REFERENCES}
 
 
 def forward(model: interp.Model, tokens: list[int]) -> Forward:
@@ -39,13 +30,6 @@ def forward(model: interp.Model, tokens: list[int]) -> Forward:
     layers = range(model.n_layer)
     attention = np.stack([run["attn_scores", layer] for layer in layers])
     return Forward(attention, np.stack([run["l_out", layer] for layer in layers]), run.logits)
-
-
-def assert_within(errors: np.ndarray, bound: float, what: str, where: str = "layer") -> None:
-    """Fail with every layer (or position) whose error is over the bound, and the largest error of all."""
-    over = [f"{where} {i}: {error:.1e}" for i, error in enumerate(errors) if not error <= bound]
-    worst = f"the largest error is {np.max(errors):.1e}, at {where} {np.argmax(errors)}"
-    assert not over, f"{what} differs from transformers by more than {bound:g}; {worst}; " + ", ".join(over)
 
 
 def assert_faithful(errors: Errors) -> None:
@@ -61,8 +45,8 @@ def test_the_reference_was_computed_from_this_default_model():
 
 
 @each_prompt
-def test_prompts_are_tokenised_as_in_the_reference(model: interp.Model, reference: Reference):
-    assert model.tokens(reference.prompt) == reference.tokens
+def test_prompts_are_tokenised_as_in_the_reference(f32_model: interp.Model, reference: Reference):
+    assert f32_model.tokens(reference.prompt) == reference.tokens
 
 
 @each_prompt
@@ -102,18 +86,11 @@ def test_one_wrong_number_is_noticed_where_it_is(name: str, at: tuple[int, ...])
 
 
 @pytest.mark.reference
-def test_committed_values_are_what_transformers_computes_now():
-    _import_reference_packages()
+def test_committed_values_are_what_transformers_computes_now(transformers):
     assert make.check(), "the committed values are no longer true; the printed lines say by how much"
 
 
 @pytest.mark.reference
 @each_prompt
-def test_every_position_equals_transformers_computed_now(forwards, reference: Reference):
-    _import_reference_packages()
+def test_every_position_equals_transformers_computed_now(forwards, reference: Reference, transformers):
     assert_faithful(values.errors(forwards[reference.prompt], make.recompute(reference.tokens)))
-
-
-def _import_reference_packages() -> None:
-    for package in ("torch", "transformers"):
-        pytest.importorskip(package, reason=f"{package} is missing: pip install 'llama-interp[reference]'")

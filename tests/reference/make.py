@@ -1,7 +1,7 @@
 """Compute the reference values with transformers' eager attention, and check or write the committed ones.
 
     python tests/reference/make.py --check     recompute, compare, exit with 1 where they are no longer true
-    python tests/reference/make.py             recompute and write values.npz
+    python tests/reference/make.py             recompute and write values.npz and edits.npz
 
 Needs torch and transformers (the extra `reference`). Writing also needs the built project, because the tokens
 are llama.cpp's.
@@ -23,7 +23,8 @@ if not __package__:
     sys.path[:0] = [str(Path(__file__).resolve().parents[n]) for n in (1, 2)]
 
 import models
-from reference import values
+from reference import edits, hooks, values
+from reference.edits import Case, Effects
 from reference.values import Errors, Forward, Reference
 
 PROMPTS = (
@@ -50,29 +51,13 @@ def load_model(path: Path) -> Any:
 
 def forward(model: Any, tokens: list[int]) -> Forward:
     """One pass of a transformers decoder over a prompt."""
-    import torch
-
-    layers = model.get_decoder().layers
-    residual: dict[int, np.ndarray] = {}
-
-    def keep(layer: int):
-        # The last entry of `hidden_states` has already passed the final norm, hence hooks.
-        def hook(_module, _inputs, output):
-            output = output[0] if isinstance(output, tuple) else output
-            residual[layer] = output[0].numpy().copy()
-
-        return hook
-
-    hooks = [layer.register_forward_hook(keep(i)) for i, layer in enumerate(layers)]
-    try:
-        with torch.no_grad():
-            out = model(torch.tensor([tokens]), output_attentions=True, use_cache=False)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    layers = range(model.config.num_hidden_layers)
+    # The last entry of `hidden_states` has already passed the final norm, hence hooks.
+    with hooks.read(model, "resid_post", layers) as residual:
+        out = hooks.passed(model, tokens, output_attentions=True)
     return Forward(
         attention=np.stack([a[0].numpy() for a in out.attentions]),
-        residual=np.stack([residual[i] for i in range(len(layers))]),
+        residual=np.stack([residual[i] for i in layers]),
         logits=out.logits[0].numpy(),
     )
 
@@ -80,6 +65,17 @@ def forward(model: Any, tokens: list[int]) -> Forward:
 def recompute(tokens: list[int]) -> Forward:
     """One pass of the default model, dequantised to F32, over a prompt."""
     return forward(load_model(models.f32_default()), tokens)
+
+
+def recompute_edited(case: Case, tokens: list[int], other: list[int]) -> np.ndarray:
+    """Logits (n_tokens, n_vocab) of the default model, dequantised to F32, under an edit.
+
+    Args:
+        other: the tokens of `edits.OTHER`.
+    """
+    model = load_model(models.f32_default())
+    with case.theirs(model, other):
+        return hooks.passed(model, tokens).logits[0].numpy()
 
 
 def largest(found: Errors) -> dict[str, float]:
@@ -90,16 +86,31 @@ def largest(found: Errors) -> dict[str, float]:
 def check() -> bool:
     """Recompute the committed values, print how far off they are, and say whether they are still true."""
     meta, references = values.load()
-    print(f"committed: {meta['versions']}\nhere:      {_versions()}")
-    if meta["gguf_sha256"] != models.sha256_of(models.default_gguf()):
-        print("The default model is not the file that the committed values were computed from.")
-        return False
-    still_true = True
+    still_true = _made_from_this_model(meta)
     for reference in references:
         found = largest(values.errors(recompute(reference.tokens), reference))
         still_true &= all(found[name] <= bound for name, bound in BOUNDS.items())
         print(f"{reference.prompt!r}: " + ", ".join(f"{k} {v:.1e} (bound {BOUNDS[k]:g})" for k, v in found.items()))
     return still_true
+
+
+def check_edits() -> bool:
+    """As `check`, of the logits under each edit."""
+    effects = edits.load()
+    still_true = _made_from_this_model(effects.meta)
+    for case in edits.CASES:
+        error = effects.errors(case, recompute_edited(case, effects.tokens, effects.other)).max()
+        still_true &= bool(error <= BOUNDS["logits"])
+        print(f"{case.name}: logits {error:.1e} (bound {BOUNDS['logits']:g})")
+    return still_true
+
+
+def _made_from_this_model(meta: dict[str, Any]) -> bool:
+    print(f"committed: {meta['versions']}\nhere:      {_versions()}")
+    same = meta["gguf_sha256"] == models.sha256_of(models.default_gguf())
+    if not same:
+        print("The default model is not the file that the committed values were computed from.")
+    return same
 
 
 def write() -> None:
@@ -119,7 +130,12 @@ def write() -> None:
         "versions": _versions(),
     }
     values.save(meta, references)
-    print(f"{values.PATH.name}: {values.PATH.stat().st_size} bytes")
+
+    tokens, other = llama.tokens(edits.PROMPT), llama.tokens(edits.OTHER)
+    logits = {case.name: edits.kept(recompute_edited(case, tokens, other)) for case in edits.CASES}
+    edits.save(Effects({**meta, "edits": edits.descriptions()}, tokens, other, logits))
+    for path in (values.PATH, edits.PATH):
+        print(f"{path.name}: {path.stat().st_size} bytes")
 
 
 def _versions() -> dict[str, str]:
@@ -132,7 +148,7 @@ def main() -> int:
     if not parser.parse_args().check:
         write()
         return 0
-    if check():
+    if check() & check_edits():
         print("The committed values are still true.")
         return 0
     print("The committed values are no longer true.", file=sys.stderr)

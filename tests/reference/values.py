@@ -18,6 +18,11 @@ PATH = Path(__file__).with_name("values.npz")
 # Logits of every position are kept at each 97th token: a prime, so that no pattern in the ids is met.
 LOGIT_STRIDE = 97
 
+# How far llama.cpp may lie from the reference: F32 weights, F32 KV cache, flash attention off.
+ATTENTION_BOUND = 1e-5
+RESIDUAL_BOUND = 1e-5  # relative, see relative_error
+LOGITS_BOUND = 1e-4
+
 
 @dataclass(frozen=True)
 class Forward:
@@ -98,6 +103,13 @@ def errors(run: Forward, reference: Reference | Forward) -> Errors:
         logits[-1] = np.abs(run.logits[-1] - reference.last).max()
     attention = np.abs(run.attention - reference.attention).max(axis=(1, 2, 3))
     return Errors(attention, relative_error(residual, reference.residual).max(axis=-1), logits)
+
+
+def assert_within(errors: np.ndarray, bound: float, what: str, where: str = "layer") -> None:
+    """Fail with every layer (or position) whose error is over the bound, and the largest error of all."""
+    over = [f"{where} {i}: {error:.1e}" for i, error in enumerate(errors) if not error <= bound]
+    worst = f"the largest error is {np.max(errors):.1e}, at {where} {np.argmax(errors)}"
+    assert not over, f"{what} differs from transformers by more than {bound:g}; {worst}; " + ", ".join(over)
 
 
 ARRAYS = ("attention", "residual", "logits", "last")
