@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .vocab import Vocab
 
 # Characters of a file that are held and tokenised at once.
-_PIECE = 1 << 16
+_PIECE = 1 << 14
 
 # Borders at which tokenizers split too, so that a text gives the same tokens in pieces as in one: after a line, else
 # before a word. Tokenizers that put a space before every text (SentencePiece) put one before every piece.

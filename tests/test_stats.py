@@ -177,8 +177,8 @@ def test_a_begin_token_stands_before_every_chunk(tiny, monkeypatch):
     assert {(t.offset, t.position) for t in tops if t.token == 1} == {(-1, 0)}
 
 
-def test_chunks_longer_than_the_librarys_own_batches(model):
-    """A context of more than 512 tokens runs in several parts; an edit that only the second one has changes nothing."""
+def test_chunks_longer_than_the_librarys_own_batches():
+    """A context of more than 512 tokens runs in parts, and an edit may be in effect in the second one only."""
     with interp.Model(tiny_path(), n_ctx=700, kv_type="f32", flash_attn=False, n_threads=1) as longer:
         tokens = np.random.default_rng(3).integers(100, 40000, 650).tolist()
         edits = interp.add(interp.at("l_out", layers=0, positions=600), np.ones(longer.n_embd, np.float32))
@@ -208,6 +208,24 @@ def test_no_top_values(tiny, documents):
     with pytest.raises(interp.RunError, match="n_top=1"):
         stats.top("l_out", 1, k=1)
     stats.print(console=Console(file=open(os.devnull, "w")))
+
+
+def test_infinities_stay_where_they_are(tiny, documents):
+    vector = np.zeros(tiny.n_embd, np.float32)
+    vector[3] = np.inf
+    last = tiny.n_layer - 1  # nothing after it is computed, so only its own channel is hit
+    edits = interp.add(interp.at("l_out", layers=last), vector)
+    stats = interp.stats(tiny, documents, layers=last, chunk=32, edits=edits, n_top=2)
+    assert stats.mean("l_out", last)[3] == stats.max("l_out", last)[3] == np.inf
+    assert np.isnan(stats.var("l_out", last)[3]) and np.isfinite(np.delete(stats.var("l_out", last), 3)).all()
+    assert [t.value for t in stats.top("l_out", last, 3)] == [np.inf, np.inf]
+
+
+def test_a_mean_ablation_takes_them(tiny, documents):
+    stats = interp.stats(tiny, documents, sites="z", chunk=32, n_top=0)
+    edits = interp.ablate([(2, 1)], mode="mean", mean=stats)
+    ablated = tiny.run(documents[0], capture="z", edits=edits)["z", 2][:, 1]
+    np.testing.assert_array_equal(ablated, np.tile(np.float32(stats.mean("z", 2)[1]), (len(ablated), 1)))
 
 
 def test_ctrl_c_keeps_what_was_done(tiny, documents):
