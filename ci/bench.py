@@ -27,6 +27,9 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 N_PREFILL, N_GENERATE, N_CTX = 256, 64, 512
 
+#: of N_PREFILL tokens each: what a corpus is cut into
+N_CHUNKS = 4
+
 #: case -> (what it is compared with, the bound in percent that the project sets itself)
 CASES = {
     "prefill, unpatched": (None, None),
@@ -36,11 +39,17 @@ CASES = {
     "generate, unpatched": (None, None),
     "generate, patched": ("generate, unpatched", None),
     "generate, l_out of every layer": ("generate, unpatched", 3.0),
+    "corpus, unpatched": (None, None),
+    "corpus, statistics of l_out of every layer": ("corpus, unpatched", 10.0),
 }
 
 
-def prompt() -> list[int]:
-    return np.random.default_rng(0).integers(100, 40000, N_PREFILL).tolist()
+def prompt(number: int = 0) -> list[int]:
+    return np.random.default_rng(number).integers(100, 40000, N_PREFILL).tolist()
+
+
+def corpus() -> list[list[int]]:
+    return [prompt(number) for number in range(N_CHUNKS)]
 
 
 def serve_unpatched(pipe, path: str, threads: int, folder: str) -> None:
@@ -60,7 +69,13 @@ def serve_unpatched(pipe, path: str, threads: int, folder: str) -> None:
         for i in range(N_GENERATE - 1):
             token = int(model.decode([token], 8 + i, "last")[0].argmax())
 
-    _serve(pipe, {"prefill, unpatched": prefill, "generate, unpatched": generate})
+    def decode_corpus() -> None:
+        for chunk in corpus():
+            model.clear()
+            model.decode(chunk, logits="last")
+
+    cases = {"prefill": prefill, "generate": generate, "corpus": decode_corpus}
+    _serve(pipe, {f"{name}, unpatched": case for name, case in cases.items()})
 
 
 def serve_patched(pipe, path: str, threads: int) -> None:
@@ -81,6 +96,7 @@ def serve_patched(pipe, path: str, threads: int) -> None:
             "prefill, attention of every layer and head": lambda: model.run(prompt(), capture="attn_scores"),
             "generate, patched": generate(),
             "generate, l_out of every layer": generate("l_out"),
+            "corpus, statistics of l_out of every layer": lambda: interp.stats(model, corpus(), progress=False),
         },
     )
 
@@ -142,7 +158,8 @@ def show(rows: list[dict], threads: int, rounds: int) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"{N_PREFILL}-token prefill and {N_GENERATE} tokens generated, {threads} threads, {rounds} rounds")
+    title = f"{N_PREFILL}-token prefill, {N_GENERATE} tokens generated, a corpus of {N_CHUNKS} x {N_PREFILL} tokens"
+    table = Table(title=f"{title}, {threads} threads, {rounds} rounds")
     for name in ("case", "seconds", "ratio", "quartiles", "goal"):
         table.add_column(name, justify="left" if name == "case" else "right")
     for row in rows:

@@ -12,6 +12,7 @@ from .model import Model
 from .patching import ablate, keep_only, patch
 from .run import Generation, Run
 from .sites import At, Key, Site, at
+from .stats import Stats, stats
 
 __all__ = [
     "At",
@@ -33,6 +34,7 @@ __all__ = [
     "RunError",
     "Site",
     "SiteError",
+    "Stats",
     "Tensor",
     "ablate",
     "add",
@@ -49,5 +51,6 @@ __all__ = [
     "replace",
     "save_array",
     "scale",
+    "stats",
     "steer",
 ]

@@ -182,7 +182,7 @@ class Program:
                 site.name.encode(),
                 site.layer,
                 site.occurrence,
-                header.CAPTURE_ATTN if site.is_attention else header.CAPTURE_TENSOR,
+                self._kind(site),
                 site.rows_axis,
                 (ct.c_int32 * len(heads))(*heads),
                 len(heads),
@@ -199,6 +199,9 @@ class Program:
         lib.set_edit_fn(handle, callbacks[0], None)
         lib.set_host_fn(handle, callbacks[1], None)
         return callbacks
+
+    def _kind(self, site: Site) -> int:
+        return header.CAPTURE_ATTN if site.is_attention else header.CAPTURE_TENSOR
 
     def _on_edit(self, _user_data, index: int, pointer: int) -> int | None:
         """Called by the library while a graph is built. No exception may cross into C: it is kept for later."""

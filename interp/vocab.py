@@ -15,8 +15,11 @@ class Vocab:
         self._lib, self._handle = lib, handle
         self.n_vocab, self.bos, self.eos, self.add_bos = info.n_vocab, info.token_bos, info.token_eos, bool(info.add_bos)
 
-    def tokens(self, text: str) -> list[int]:
+    def tokens(self, text: str, special: bool = True) -> list[int]:
         """Token ids of a text.
+
+        Args:
+            special: add the tokens that the model wants around a text, such as the begin token.
 
         Raises:
             RunError: not a text, or one that UTF-8 cannot hold.
@@ -30,7 +33,7 @@ class Vocab:
         room = len(data) + 8
         while True:
             buf = (ct.c_int32 * room)()
-            n = self._lib.tokenize(self._handle, data, len(data), buf, room, 1, 1)
+            n = self._lib.tokenize(self._handle, data, len(data), buf, room, int(special), 1)
             if n >= 0:
                 return list(buf[:n])
             if -n <= room:

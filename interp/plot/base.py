@@ -150,11 +150,12 @@ def escaped(text: str) -> str:
     return html.escape(text, quote=False).replace("\n", "<br>")
 
 
-def colour_bar(figure, axes, image, label: str) -> None:
-    """A colour bar of fixed size at the right: a share of a wide or tall figure would be a slab."""
+def colour_bar(figure, axes, image, label: str):
+    """A colour bar of fixed size at the right: a share of a wide or tall figure would be a slab. Returns its axes."""
     width, height = figure.get_size_inches()
     box = axes.get_position()
     tall = np.clip(box.height * height, 1.4, 3.2) / height
     bar = figure.add_axes((box.x1 + 0.15 / width, box.y1 - tall, 0.14 / width, tall))
     figure.colorbar(image, cax=bar, label=label)
     bar.spines[:].set_visible(False)
+    return bar

@@ -136,7 +136,8 @@ void llama_interp_capture_build(llama_interp * interp, llama_interp_capture & ca
     const int64_t n_rows       = axis >= 0 ? cur->ne[axis] : 1;
     const bool    outputs_only = n_rows != gctx.n_tokens && n_rows == gctx.n_outputs;
 
-    if (capture.ranges.empty()) {
+    // statistics choose their rows on the host, without a copy
+    if (capture.ranges.empty() || capture.stats) {
         const bool direct = can_read_directly(capture, cur);
         add_part(interp, capture, direct ? cur : ggml_cont(ctx0, cur), -1, outputs_only, direct);
         return;
@@ -333,12 +334,12 @@ static void add_stats(llama_interp * interp, llama_interp_capture & capture, con
     const int64_t n_channels = ggml_nelements(part.t)/std::max<int64_t>(part.t->ne[capture.rows_axis], 1);
 
     if (is_readable(interp, part.t)) {
-        llama_interp_stats_add(*capture.stats, (const float *) part.t->data, n_channels, rows, interp->tokens);
+        llama_interp_stats_add(*capture.stats, (const float *) part.t->data, n_channels, rows, capture.ranges, interp->tokens);
         return;
     }
     std::vector<float> data(ggml_nelements(part.t));
     ggml_backend_tensor_get(part.t, data.data(), 0, ggml_nbytes(part.t));
-    llama_interp_stats_add(*capture.stats, data.data(), n_channels, rows, interp->tokens);
+    llama_interp_stats_add(*capture.stats, data.data(), n_channels, rows, capture.ranges, interp->tokens);
 }
 
 void llama_interp_capture_gather(llama_interp * interp, const llama_ubatch & ubatch) {
@@ -346,9 +347,11 @@ void llama_interp_capture_gather(llama_interp * interp, const llama_ubatch & uba
 
     std::map<std::pair<const llama_kv_cache *, const llama_interp_rows *>, std::shared_ptr<const llama_interp_cells>> cells;
 
+    const std::vector<llama_interp_range> everything;
+
     for (auto & capture : interp->captures) {
         for (const auto & part : capture.parts) {
-            const auto part_rows = rows.get(part.outputs_only, capture.ranges);
+            const auto part_rows = rows.get(part.outputs_only, capture.stats ? everything : capture.ranges);
 
             std::shared_ptr<const llama_interp_cells> part_cells;
             if (capture.kind == LLAMA_INTERP_CAPTURE_ATTN) {

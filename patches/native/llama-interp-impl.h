@@ -90,11 +90,10 @@ struct llama_interp_tokens {
 
 struct llama_interp_stats {
     struct top {
-        float   value = 0.0f;
-        int64_t row   = -1;
-        int32_t tokens[LLAMA_INTERP_STATS_CONTEXT];
-
-        top() { std::fill(tokens, tokens + LLAMA_INTERP_STATS_CONTEXT, -1); }
+        float   value;
+        int32_t slot; // of its context; fresh: found in this ubatch, the slot still holds another's
+        bool    fresh;
+        int64_t row;
     };
 
     float   threshold = 0.0f;
@@ -104,15 +103,19 @@ struct llama_interp_stats {
     int64_t n_rows     = 0;
     int64_t offset     = 0; // of the positions
 
+    // rows of the batch that runs: a batch that is run again brings some a second time
+    int64_t n_seen  = 0;
+    int64_t n_added = 0;
+
     // for each channel
     std::vector<float>            shift;
-    std::vector<double>           sum;    // relative to the shift
-    std::vector<double>           sum_sq; // relative to the shift
+    std::vector<double>           sum;      // relative to the shift
+    std::vector<double>           sum_sq;   // relative to the shift
     std::vector<float>            min;
     std::vector<float>            max;
     std::vector<int64_t>          n_small;
-    std::vector<float>            floor;  // a magnitude above it enters the tops
-    std::vector<std::vector<top>> tops;   // a heap
+    std::vector<std::vector<top>> tops;     // a heap, at most n_top
+    std::vector<int32_t>          contexts; // [n_channels][n_top][STATS_CONTEXT]
 };
 
 struct llama_interp_capture {
@@ -330,12 +333,17 @@ void llama_interp_inputs_upload(llama_interp * interp, const llama_ubatch & ubat
 // false if a new ubatch needs other input shapes
 bool llama_interp_inputs_fit(const llama_interp * interp, const llama_ubatch & ubatch);
 
+// adds those rows whose position lies in a range
 void llama_interp_stats_add(
-                llama_interp_stats & stats,
-                       const float * data, // [n_rows][n_channels]
-                           int64_t   n_channels,
-           const llama_interp_rows & rows,
-         const llama_interp_tokens & tokens);
+                             llama_interp_stats & stats,
+                                    const float * data, // [n_rows][n_channels]
+                                        int64_t   n_channels,
+                        const llama_interp_rows & rows,
+    const std::vector<llama_interp_range>       & ranges,
+                      const llama_interp_tokens & tokens);
+
+// a batch begins; again: one that failed on its way begins anew
+void llama_interp_stats_begin(llama_interp * interp, bool again);
 
 void llama_interp_nodes_show(llama_interp * interp, ggml_cgraph * gf);
 

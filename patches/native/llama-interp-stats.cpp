@@ -12,32 +12,54 @@
 // one channel's top values: a heap with the smallest magnitude at its root
 //
 
+// of equal magnitudes the first counts
 static bool is_larger(const llama_interp_stats::top & a, const llama_interp_stats::top & b) {
-    return fabsf(a.value) > fabsf(b.value);
+    const float ma = fabsf(a.value);
+    const float mb = fabsf(b.value);
+
+    return ma != mb ? ma > mb : a.row < b.row;
 }
 
-static void add_context(llama_interp_stats::top & top, const llama_interp_tokens & tokens, llama_pos pos) {
+static void write_context(int32_t * dst, const llama_interp_tokens & tokens, int64_t pos) {
     for (int32_t i = 0; i < LLAMA_INTERP_STATS_CONTEXT; ++i) {
-        const int64_t j = (int64_t) pos - tokens.first + i - LLAMA_INTERP_STATS_BEFORE;
-        top.tokens[i] = j >= 0 && j < (int64_t) tokens.ids.size() ? tokens.ids[j] : -1;
+        const int64_t j = pos - tokens.first + i - LLAMA_INTERP_STATS_BEFORE;
+        dst[i] = j >= 0 && j < (int64_t) tokens.ids.size() ? tokens.ids[j] : -1;
     }
 }
 
-static void add_top(llama_interp_stats & stats, int64_t channel, float value, int64_t row, const llama_interp_tokens & tokens, llama_pos pos) {
+// x: the channel's value of row 0, others lie a stride apart
+static void add_tops(
+        llama_interp_stats & stats, int64_t channel, const float * x, int64_t stride,
+        const std::vector<int32_t> & chosen, const llama_interp_rows & rows, const llama_interp_tokens & tokens) {
     auto & heap = stats.tops[channel];
 
-    if ((int32_t) heap.size() == stats.n_top) {
-        std::pop_heap(heap.begin(), heap.end(), is_larger);
-        heap.pop_back();
-    }
-    heap.push_back({});
-    heap.back().value = value;
-    heap.back().row   = row;
-    add_context(heap.back(), tokens, pos);
-    std::push_heap(heap.begin(), heap.end(), is_larger);
+    const size_t n_top = stats.n_top;
 
-    if ((int32_t) heap.size() == stats.n_top) {
-        stats.floor[channel] = fabsf(heap.front().value);
+    float floor = heap.size() == n_top ? fabsf(heap.front().value) : -1.0f;
+    for (const int32_t r : chosen) {
+        const float v = x[r*stride];
+        if (!(fabsf(v) > floor)) {
+            continue;
+        }
+        int32_t slot = (int32_t) heap.size();
+        if (heap.size() == n_top) {
+            std::pop_heap(heap.begin(), heap.end(), is_larger);
+            slot = heap.back().slot;
+            heap.pop_back();
+        }
+        heap.push_back({ v, slot, true, stats.offset + rows.pos[r] });
+        std::push_heap(heap.begin(), heap.end(), is_larger);
+        if (heap.size() == n_top) {
+            floor = fabsf(heap.front().value);
+        }
+    }
+
+    // only now: most of what enters a heap is soon thrown out again
+    for (auto & top : heap) {
+        if (top.fresh) {
+            write_context(&stats.contexts[(channel*n_top + top.slot)*LLAMA_INTERP_STATS_CONTEXT], tokens, top.row - stats.offset);
+            top.fresh = false;
+        }
     }
 }
 
@@ -45,6 +67,8 @@ static void add_top(llama_interp_stats & stats, int64_t channel, float value, in
 // accumulate
 //
 
+// taking values relative to one of them keeps the variance exact however far the mean is from zero: for a value x0 of
+// n, (mean - x0)^2 is at most n times the variance, so what cancels is far below what a double resolves
 static void init(llama_interp_stats & stats, int64_t n_channels, const float * first) {
     stats.n_channels = n_channels;
     stats.shift  .assign(first, first + n_channels);
@@ -53,9 +77,8 @@ static void init(llama_interp_stats & stats, int64_t n_channels, const float * f
     stats.min    .assign(n_channels,  INFINITY);
     stats.max    .assign(n_channels, -INFINITY);
     stats.n_small.assign(n_channels, 0);
-    // nothing is above infinity: no top values are kept
-    stats.floor  .assign(n_channels, stats.n_top > 0 ? -1.0f : INFINITY);
     stats.tops   .assign(n_channels, {});
+    stats.contexts.assign(n_channels*stats.n_top*LLAMA_INTERP_STATS_CONTEXT, -1);
 
     // one infinity for the mean of the channel is enough, its shift must not make everything else no number
     for (float & x : stats.shift) {
@@ -63,74 +86,101 @@ static void init(llama_interp_stats & stats, int64_t n_channels, const float * f
     }
 }
 
-// floats while the rows of one ubatch are added, doubles between them
-struct partial {
-    std::vector<float>   sum;
-    std::vector<float>   sum_sq;
-    std::vector<int32_t> n_small;
+// channels that are added together: their sums stay in the first cache while the rows go by
+#define N_BLOCK 64
+
+struct block {
+    float   shift  [N_BLOCK] = {};
+    double  sum    [N_BLOCK] = {};
+    double  sum_sq [N_BLOCK] = {};
+    float   min    [N_BLOCK];
+    float   max    [N_BLOCK];
+    int32_t n_small[N_BLOCK] = {};
+
+    block() {
+        std::fill(min, min + N_BLOCK,  INFINITY);
+        std::fill(max, max + N_BLOCK, -INFINITY);
+    }
 };
 
-// values are taken relative to the channel's first: a mean far from zero would drown the variance
-static bool add_row(llama_interp_stats & stats, partial & part, const float * x, float threshold) {
-    const int64_t n = stats.n_channels;
+// loops of a length that the compiler knows, over memory that nothing else points to: vectors without more than -O2
+static void add_row(block & b, const float * row, int64_t n, float threshold) {
+    float x[N_BLOCK] = {};
+    memcpy(x, row, n*sizeof(float));
 
-    const float * shift = stats.shift.data();
-    const float * floor = stats.floor.data();
-
-    float   * sum     = part.sum    .data();
-    float   * sum_sq  = part.sum_sq .data();
-    int32_t * n_small = part.n_small.data();
-    float   * min     = stats.min   .data();
-    float   * max     = stats.max   .data();
-
-    int32_t above = 0;
-    for (int64_t c = 0; c < n; ++c) {
-        const float v = x[c];
-        const float d = v - shift[c];
-        const float a = fabsf(v);
-
-        sum    [c] += d;
-        sum_sq [c] += d*d;
-        n_small[c] += a <= threshold;
-        min    [c]  = v < min[c] ? v : min[c];
-        max    [c]  = v > max[c] ? v : max[c];
-        above      |= a > floor[c];
+    for (int i = 0; i < N_BLOCK; ++i) {
+        const double d = (double) x[i] - (double) b.shift[i];
+        b.sum   [i] += d;
+        b.sum_sq[i] += d*d;
     }
-    return above != 0;
+    for (int i = 0; i < N_BLOCK; ++i) {
+        b.min    [i]  = x[i] < b.min[i] ? x[i] : b.min[i];
+        b.max    [i]  = x[i] > b.max[i] ? x[i] : b.max[i];
+        b.n_small[i] += fabsf(x[i]) <= threshold;
+    }
 }
 
-void llama_interp_stats_add(llama_interp_stats & stats, const float * data, int64_t n_channels, const llama_interp_rows & rows, const llama_interp_tokens & tokens) {
-    const int64_t n_rows = rows.pos.size();
-    if (n_rows == 0) {
+// rows that are wanted and were not added before the batch had to be run again
+static std::vector<int32_t> choose(llama_interp_stats & stats, const llama_interp_rows & rows, const std::vector<llama_interp_range> & ranges) {
+    std::vector<int32_t> chosen;
+    for (size_t r = 0; r < rows.pos.size(); ++r) {
+        if (!ranges.empty() && !llama_interp_ranges_has(ranges, rows.pos[r])) {
+            continue;
+        }
+        if (stats.n_seen++ == stats.n_added) {
+            stats.n_added++;
+            chosen.push_back((int32_t) r);
+        }
+    }
+    return chosen;
+}
+
+void llama_interp_stats_begin(llama_interp * interp, bool again) {
+    for (auto & capture : interp->captures) {
+        if (capture.stats) {
+            capture.stats->n_seen  = 0;
+            capture.stats->n_added = again ? capture.stats->n_added : 0;
+        }
+    }
+}
+
+void llama_interp_stats_add(
+        llama_interp_stats & stats, const float * data, int64_t n_channels, const llama_interp_rows & rows,
+        const std::vector<llama_interp_range> & ranges, const llama_interp_tokens & tokens) {
+    const auto chosen = choose(stats, rows, ranges);
+    if (chosen.empty()) {
         return;
     }
     if (stats.n_channels == 0) {
-        init(stats, n_channels, data);
+        init(stats, n_channels, data + chosen[0]*n_channels);
     }
 
-    partial part;
-    part.sum    .assign(n_channels, 0.0f);
-    part.sum_sq .assign(n_channels, 0.0f);
-    part.n_small.assign(n_channels, 0);
+    for (int64_t c0 = 0; c0 < n_channels; c0 += N_BLOCK) {
+        const int64_t n = std::min<int64_t>(N_BLOCK, n_channels - c0);
 
-    for (int64_t r = 0; r < n_rows; ++r) {
-        const float * x = data + r*n_channels;
-        if (!add_row(stats, part, x, stats.threshold)) {
-            continue;
+        block b;
+        std::copy_n(&stats.shift[c0], n, b.shift);
+        for (const int32_t r : chosen) {
+            add_row(b, data + r*n_channels + c0, n, stats.threshold);
         }
-        for (int64_t c = 0; c < n_channels; ++c) {
-            if (fabsf(x[c]) > stats.floor[c]) {
-                add_top(stats, c, x[c], stats.offset + rows.pos[r], tokens, rows.pos[r]);
+
+        for (int64_t i = 0; i < n; ++i) {
+            const int64_t c = c0 + i;
+
+            stats.sum    [c] += b.sum    [i];
+            stats.sum_sq [c] += b.sum_sq [i];
+            stats.n_small[c] += b.n_small[i];
+            stats.min    [c]  = std::min(stats.min[c], b.min[i]);
+            stats.max    [c]  = std::max(stats.max[c], b.max[i]);
+
+            const auto & heap = stats.tops[c];
+            const bool   full = (int32_t) heap.size() == stats.n_top;
+            if (stats.n_top > 0 && (!full || std::max(fabsf(b.min[i]), fabsf(b.max[i])) > fabsf(heap.front().value))) {
+                add_tops(stats, c, data + c, n_channels, chosen, rows, tokens);
             }
         }
     }
-
-    for (int64_t c = 0; c < n_channels; ++c) {
-        stats.sum    [c] += part.sum    [c];
-        stats.sum_sq [c] += part.sum_sq [c];
-        stats.n_small[c] += part.n_small[c];
-    }
-    stats.n_rows += n_rows;
+    stats.n_rows += chosen.size();
 }
 
 //
@@ -172,7 +222,9 @@ static double get_rest(const llama_interp_stats & stats, int64_t c) {
 
 static double get_var(const llama_interp_stats & stats, int64_t c) {
     const double rest = get_rest(stats, c);
-    return std::max(0.0, stats.sum_sq[c]/stats.n_rows - rest*rest);
+    const double var  = stats.sum_sq[c]/stats.n_rows - rest*rest;
+
+    return var < 0.0 ? 0.0 : var; // not std::max: what is no number stays none
 }
 
 static double get_mean(const llama_interp_stats & stats, int64_t c) {
@@ -200,16 +252,23 @@ int32_t llama_interp_stats_read(const llama_interp * interp, int32_t id, int32_t
     const int64_t n     = s.n_channels;
     const int64_t n_all = n*s.n_top;
 
-    // largest first; rows that no token filled stay empty
+    // largest first
     std::vector<std::vector<llama_interp_stats::top>> tops;
     if (field >= LLAMA_INTERP_STATS_TOP) {
         tops = s.tops;
         for (auto & heap : tops) {
             std::sort(heap.begin(), heap.end(), is_larger);
-            heap.resize(s.n_top);
+            heap.resize(s.n_top, { 0.0f, -1, false, -1 }); // fewer tokens than places
         }
     }
     const auto top = [&](int64_t i) -> const llama_interp_stats::top & { return tops[i/s.n_top][i % s.n_top]; };
+
+    const auto token = [&](int64_t i) {
+        const int64_t k    = i/LLAMA_INTERP_STATS_CONTEXT;
+        const int32_t slot = top(k).slot;
+
+        return slot < 0 ? -1 : s.contexts[((k/s.n_top)*s.n_top + slot)*LLAMA_INTERP_STATS_CONTEXT + i % LLAMA_INTERP_STATS_CONTEXT];
+    };
 
     switch (field) {
         case LLAMA_INTERP_STATS_N_ROWS:  return write<int64_t>(dst, n_bytes, 1, [&](int64_t)   { return s.n_rows; });
@@ -222,9 +281,7 @@ int32_t llama_interp_stats_read(const llama_interp * interp, int32_t id, int32_t
         case LLAMA_INTERP_STATS_TOP:     return write<float  >(dst, n_bytes, n_all, [&](int64_t i) { return top(i).value; });
         case LLAMA_INTERP_STATS_TOP_ROW: return write<int64_t>(dst, n_bytes, n_all, [&](int64_t i) { return top(i).row; });
         case LLAMA_INTERP_STATS_TOP_TOKENS:
-            return write<int32_t>(dst, n_bytes, n_all*LLAMA_INTERP_STATS_CONTEXT, [&](int64_t i) {
-                return top(i/LLAMA_INTERP_STATS_CONTEXT).tokens[i % LLAMA_INTERP_STATS_CONTEXT];
-            });
+            return write<int32_t>(dst, n_bytes, n_all*LLAMA_INTERP_STATS_CONTEXT, token);
     }
     return -1;
 }

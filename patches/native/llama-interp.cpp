@@ -612,6 +612,7 @@ int32_t llama_interp_decode(llama_interp * interp, const llama_interp_batch * ba
     try {
         abort_guard guard;
 
+        llama_interp_stats_begin(interp, false);
         int32_t ret = decode_batch(interp, *batch);
 
         // more room or a copy, then the whole batch again: what it left in the cache goes first
@@ -626,6 +627,7 @@ int32_t llama_interp_decode(llama_interp * interp, const llama_interp_batch * ba
                 llama_interp_memory_seq_rm(interp, batch->seq[i], batch->pos[i], -1);
             }
             llama_interp_capture_clear(interp);
+            llama_interp_stats_begin(interp, true);
             ret = decode_batch(interp, *batch);
         }
         if (ret != 0 && interp->error.empty()) {
