@@ -39,6 +39,9 @@ CASES = {
     "generate, unpatched": (None, None),
     "generate, patched": ("generate, unpatched", None),
     "generate, l_out of every layer": ("generate, unpatched", 3.0),
+    "generate, steering at one layer": ("generate, patched", 3.0),
+    "generate, steering what is generated": ("generate, patched", 3.0),
+    "generate, one head ablated": ("generate, patched", 3.0),
     "corpus, unpatched": (None, None),
     "corpus, statistics of l_out of every layer": ("corpus, unpatched", 10.0),
 }
@@ -85,8 +88,10 @@ def serve_patched(pipe, path: str, threads: int) -> None:
     model = interp.Model(path, n_ctx=N_CTX, n_threads=threads)
     model.vocab.is_end = lambda token: False  # as many tokens as the other side generates
 
-    def generate(capture=()):
-        return lambda: model.generate(prompt()[:8], max_tokens=N_GENERATE, capture=capture)
+    def generate(capture=(), edits=()):
+        return lambda: model.generate(prompt()[:8], max_tokens=N_GENERATE, capture=capture, edits=edits)
+
+    vector = np.random.default_rng(1).normal(size=model.n_embd).astype(np.float32)
 
     _serve(
         pipe,
@@ -96,6 +101,9 @@ def serve_patched(pipe, path: str, threads: int) -> None:
             "prefill, attention of every layer and head": lambda: model.run(prompt(), capture="attn_scores"),
             "generate, patched": generate(),
             "generate, l_out of every layer": generate("l_out"),
+            "generate, steering at one layer": generate(edits=interp.steer("l_out", 10, vector)),
+            "generate, steering what is generated": generate(edits=interp.steer("l_out", 10, vector, positions="generated")),
+            "generate, one head ablated": generate(edits=interp.ablate([(10, 3)])),
             "corpus, statistics of l_out of every layer": lambda: interp.stats(model, corpus(), progress=False),
         },
     )
