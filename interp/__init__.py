@@ -5,6 +5,7 @@ from .attention import Attention, attention
 from .control import ControlVector
 from .edits import Edit, add, edit, edit_host, knockout, project_out, replace, scale, steer
 from .errors import EditError, FileError, InterpError, LibraryError, ModelError, RunError, SiteError
+from .generate import Stream
 from .graph import Tensor
 from .inspect import Graph, Node
 from .lens import Lens, logit_lens
@@ -12,6 +13,7 @@ from .model import Model
 from .patching import ablate, keep_only, patch
 from .run import Generation, Run
 from .sites import At, Key, Site, at
+from .state import Prefix
 
 __all__ = [
     "At",
@@ -29,10 +31,12 @@ __all__ = [
     "Model",
     "ModelError",
     "Node",
+    "Prefix",
     "Run",
     "RunError",
     "Site",
     "SiteError",
+    "Stream",
     "Tensor",
     "ablate",
     "add",
