@@ -1,6 +1,7 @@
 """llama-interp: look inside any GGUF model, and change what you find, at llama.cpp's own speed."""
 
 from .arrays import load_array, save_array
+from .attach import attach, use_with_llama_cpp
 from .attention import Attention, attention
 from .control import ControlVector
 from .edits import Edit, add, edit, edit_host, knockout, project_out, replace, scale, steer
@@ -41,6 +42,7 @@ __all__ = [
     "ablate",
     "add",
     "at",
+    "attach",
     "attention",
     "edit",
     "edit_host",
@@ -54,4 +56,5 @@ __all__ = [
     "save_array",
     "scale",
     "steer",
+    "use_with_llama_cpp",
 ]
