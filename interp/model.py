@@ -228,7 +228,8 @@ class Model(Context):
         """Compute the cache of a prompt once; every run, generation and stream from here on continues it.
 
         ``with model.prefix(long_text): model.run(" and then")`` gives the logits of the second text's tokens, computed
-        as the end of both. The cache of the prefix itself is not touched by what edits do to a run.
+        as the end of both. With quantised weights that agrees to the noise of the kernels, which treat batches of other
+        sizes differently. The cache of the prefix itself is not touched by what edits do to a run.
 
         Args:
             prompt: a text or token ids; None ends the prefix in force. A new one takes the place of the old.
