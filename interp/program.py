@@ -16,7 +16,7 @@ from .errors import EditError, InterpError, RunError, SiteError
 from .graph import Tensor, as_float32
 from .inspect import Graph, read_graph
 from .sites import At, Part, Site, SiteTable, as_at
-from .trace import Place, Trace, row_positions, row_ranges
+from .trace import Place, Trace, as_ranges, row_positions, row_ranges
 
 
 @dataclass(frozen=True)
@@ -104,12 +104,20 @@ class Program:
         edits: edits.
         n_prompt: tokens of the prompt: what negative positions and ``"last"`` count from.
         first_layer, last_layer: what is computed of a partial run.
+        offset: tokens of the prefix that the prompt continues; all positions here count from its end.
     """
 
     def __init__(
-        self, table: SiteTable, captures, edits, n_prompt: int, first_layer: int = 0, last_layer: int | None = None
+        self,
+        table: SiteTable,
+        captures,
+        edits,
+        n_prompt: int,
+        first_layer: int = 0,
+        last_layer: int | None = None,
+        offset: int = 0,
     ):
-        self._table, self._n_prompt = table, n_prompt
+        self._table, self._n_prompt, self.offset = table, n_prompt, offset
         self._computed = range(first_layer, table.n_layer if last_layer is None else last_layer + 1)
         self.captures = self._resolve_captures(as_list(captures, (str, At)))
         self.edits = self._resolve_edits(as_list(edits, (Edit,)))
@@ -150,10 +158,6 @@ class Program:
         return Applied(edit.name, change.build, site, heads, row_positions(rows, self._n_prompt), ranges)
 
     @property
-    def is_empty(self) -> bool:
-        return not self.captures and not self.edits
-
-    @property
     def needs_all_outputs(self) -> bool:
         """Something is read or changed where the model keeps only the rows of outputs."""
         return any(part.site.of_outputs for part in (*self.captures, *self.edits))
@@ -172,11 +176,12 @@ class Program:
             RunError: the library refuses.
         """
         lib.program_clear(handle)
-        self._trace = Trace(lib, handle)
+        self._trace = Trace(lib, handle, self.offset)
         for captured in self.captures:
             site = captured.site
             # heads of a plain tensor are chosen after the copy: they lie side by side in a row
             heads = captured.heads if site.is_attention and captured.heads else ()
+            ranges = as_ranges(captured.ranges, self.offset)
             status = lib.capture_add(
                 handle,
                 site.name.encode(),
@@ -186,8 +191,8 @@ class Program:
                 site.rows_axis,
                 (ct.c_int32 * len(heads))(*heads),
                 len(heads),
-                (header.Range * len(captured.ranges))(*[header.Range(*r) for r in captured.ranges]),
-                len(captured.ranges),
+                ranges,
+                len(ranges),
             )
             if status < 0:
                 raise RunError(lib.error(handle).decode())

@@ -14,7 +14,7 @@ from .sites import Key, Part, parse
 FORMAT = "llama-interp run 1"
 
 #: what a file keeps of ``Run.info``
-_TEXTS, _NUMBERS = ("model", "arch", "prompt"), ("n_layer", "n_embd")
+_TEXTS, _NUMBERS = ("model", "arch", "prompt"), ("n_layer", "n_embd", "n_prefix")
 
 
 class Run:
@@ -25,7 +25,8 @@ class Run:
         pieces: their texts.
         logits: ``(n_tokens, n_vocab)`` float32; ``(1, n_vocab)`` for ``logits="last"``; None after ``stop_after``.
         model: the model that made it; None for a run loaded from a file.
-        info: ``model`` (its name), ``arch``, ``n_layer``, ``n_embd``, and ``prompt`` if a text was given.
+        info: ``model`` (its name), ``arch``, ``n_layer``, ``n_embd``, ``prompt`` if a text was given, and
+            ``n_prefix`` if a prefix was in force.
     """
 
     def __init__(
@@ -48,6 +49,12 @@ class Run:
     def prompt(self) -> str | None:
         """The text that was run; None if tokens were given."""
         return self.info.get("prompt")
+
+    @property
+    def n_prefix(self) -> int:
+        """Tokens of :meth:`Model.prefix <interp.Model.prefix>` that came before; attention has a key for each, in
+        front of those of :attr:`tokens`."""
+        return self.info.get("n_prefix", 0)
 
     @property
     def keys(self) -> list[Key]:

@@ -147,7 +147,8 @@ def at(site: str, layers=None, heads=None, positions=None, queries=None) -> At:
         heads: attention heads; for sites with a head axis.
         positions: token positions; negative ones count from the end of the prompt; ``"last"``: the last of the
             prompt; ``"generated"``: all after the prompt; None: all. Whatever the order given, what is read comes
-            in ascending order, heads too.
+            in ascending order, heads too. Under :meth:`interp.Model.prefix` positions count from the first token
+            after the prefix.
         queries: the same for the query axis of attention; another name for ``positions``.
 
     Raises:

@@ -52,10 +52,14 @@ class Trace:
     """What an edit needs while its graph is built: the handle, the layer, and constants already uploaded.
 
     A trace is open only while its edit runs; a :class:`Tensor` kept longer refuses every use.
+
+    Attributes:
+        offset: tokens of the prefix before the prompt. Positions given here count from the prompt's first token, the
+            library's from the prefix's.
     """
 
-    def __init__(self, lib: native.Library, handle: int):
-        self._lib, self._handle = lib, handle
+    def __init__(self, lib: native.Library, handle: int, offset: int = 0):
+        self._lib, self._handle, self.offset = lib, handle, offset
         self._constants: dict = {}
         self._open = False
         self.layer = -1
@@ -131,7 +135,7 @@ class Trace:
     def mask(self, ranges: Sequence[tuple[int, int]], ndim: int, axis: int) -> Tensor:
         """1 for the tokens whose position lies in a range, else 0; uploaded with every batch of tokens."""
         self._check_open()
-        pointer = self._lib.input_mask(self._handle, _as_ranges(ranges), len(ranges), -1, ndim - 1 - axis)
+        pointer = self._lib.input_mask(self._handle, as_ranges(ranges, self.offset), len(ranges), -1, ndim - 1 - axis)
         if not pointer:
             self._raise()
         tensor = self.tensor(pointer)
@@ -140,7 +144,7 @@ class Trace:
     def key_mask(self, ranges: Sequence[tuple[int, int]]) -> Tensor:
         """``(n_key,)``: 1 for the keys whose position lies in a range, else 0; for edits of attention only."""
         self._check_open()
-        pointer = self._lib.input_keys(self._handle, _as_ranges(ranges), len(ranges))
+        pointer = self._lib.input_keys(self._handle, as_ranges(ranges, self.offset), len(ranges))
         if not pointer:
             self._raise()
         return self.tensor(pointer)
@@ -160,7 +164,7 @@ class Trace:
         array = as_float32(values).reshape(len(positions), -1)
         pointer = self._lib.input_rows(
             self._handle,
-            (ct.c_int32 * len(positions))(*positions),
+            (ct.c_int32 * len(positions))(*[self.offset + p for p in positions]),
             len(positions),
             -1,
             array.ctypes.data_as(ct.POINTER(ct.c_float)),
@@ -171,8 +175,10 @@ class Trace:
         return self.tensor(pointer)
 
 
-def _as_ranges(ranges: Sequence[tuple[int, int]]):
-    return (header.Range * len(ranges))(*[header.Range(lo, hi) for lo, hi in ranges])
+def as_ranges(ranges: Sequence[tuple[int, int]], offset: int):
+    """Ranges of a prompt's positions as the library counts them."""
+    shifted = [header.Range(lo + offset, min(hi + offset, END)) for lo, hi in ranges]
+    return (header.Range * len(ranges))(*shifted)
 
 
 @dataclass(frozen=True)

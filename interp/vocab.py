@@ -12,8 +12,19 @@ class Vocab:
     """Tokenizer of a loaded model; the model's own, so that token ids are what it was trained on."""
 
     def __init__(self, lib: native.Library, handle: int, info: header.Info):
-        self._lib, self._handle = lib, handle
-        self.n_vocab, self.bos, self.eos, self.add_bos = info.n_vocab, info.token_bos, info.token_eos, bool(info.add_bos)
+        self._lib, self._open_handle = lib, handle
+        self.n_vocab, self.add_bos = info.n_vocab, bool(info.add_bos)
+        self.bos, self.eos = info.token_bos, info.token_eos  # -1: none
+
+    def close(self) -> None:
+        """The model is gone."""
+        self._open_handle = None
+
+    @property
+    def _handle(self) -> int:
+        if not self._open_handle:
+            raise RunError("This model is closed.")
+        return self._open_handle
 
     def tokens(self, text: str, special: bool = True) -> list[int]:
         """Token ids of a text.
@@ -57,7 +68,8 @@ class Vocab:
                 raise RunError(f"Token {int(token)} does not exist: ids are 0 to {self.n_vocab - 1}.")
         return [int(token) for token in given]
 
-    def _bytes(self, token: int) -> bytes:
+    def bytes_of(self, token: int) -> bytes:
+        """The bytes of a token: not always whole characters."""
         room = 64
         while True:
             buf = ct.create_string_buffer(room)
@@ -68,11 +80,15 @@ class Vocab:
 
     def pieces(self, tokens) -> list[str]:
         """The text of each token."""
-        return [self._bytes(token).decode(errors="replace") for token in self.check(tokens)]
+        return [self.bytes_of(token).decode(errors="replace") for token in self.check(tokens)]
 
     def text(self, tokens) -> str:
         """The text of all tokens together."""
-        return b"".join(map(self._bytes, self.check(tokens))).decode(errors="replace")
+        return b"".join(map(self.bytes_of, self.check(tokens))).decode(errors="replace")
+
+    def special_text(self, token: int) -> str:
+        """The text of a special token; empty where the model has none."""
+        return self.bytes_of(token).decode(errors="replace") if token >= 0 else ""
 
     def is_end(self, token: int) -> bool:
         """Whether the token ends a generation."""

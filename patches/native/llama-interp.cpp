@@ -199,6 +199,11 @@ void llama_interp_free(llama_interp * interp) {
     } else {
         // the context of somebody else goes on as if we had never been there
         reserve_nodes(interp);
+        try {
+            interp->lctx->sched_reserve();
+        } catch (const std::exception & err) {
+            init_error = err.what(); // it will try again at its next decode
+        }
     }
     delete interp;
 }
@@ -613,6 +618,11 @@ int32_t llama_interp_decode(llama_interp * interp, const llama_interp_batch * ba
         abort_guard guard;
 
         llama_interp_stats_begin(interp, false);
+        std::vector<size_t> n_chunks;
+        for (const auto & capture : interp->captures) {
+            n_chunks.push_back(capture.chunks.size());
+        }
+
         int32_t ret = decode_batch(interp, *batch);
 
         // more room or a copy, then the whole batch again: what it left in the cache goes first
@@ -626,7 +636,9 @@ int32_t llama_interp_decode(llama_interp * interp, const llama_interp_batch * ba
             for (int32_t i = 0; i < batch->n_tokens; ++i) {
                 llama_interp_memory_seq_rm(interp, batch->seq[i], batch->pos[i], -1);
             }
-            llama_interp_capture_clear(interp);
+            for (size_t i = 0; i < interp->captures.size(); ++i) {
+                interp->captures[i].chunks.resize(n_chunks[i]); // of earlier decodes
+            }
             llama_interp_stats_begin(interp, true);
             ret = decode_batch(interp, *batch);
         }

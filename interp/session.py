@@ -1,0 +1,317 @@
+"""``Context``: one loaded model and its cache: one run at a time, a program installed, tokens decoded, logits read."""
+
+from __future__ import annotations
+
+import ctypes as ct
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from . import header, native, state
+from .errors import RunError, SiteError
+from .inspect import Graph
+from .program import Program, decode
+from .run import Run
+from .scan import scan
+from .sites import Key, SiteTable
+from .trace import END
+from .vocab import Vocab
+
+#: of a batch on a recurrent memory: each has four times the room of the one before
+_TRIES = 5
+
+
+class Context:
+    """What :class:`interp.Model` is made of: everything that happens between a prompt and a :class:`Run`."""
+
+    _handle: int | None = None
+
+    def _adopt(self, lib: native.Library, handle: int, path: Path, kv_type: str, n_ctx: int | None = None) -> None:
+        """Take a handle of the library over and read from it what is to be known of the model."""
+        self._lib = lib
+        self._lock = threading.Lock()
+        self._owner: int | None = None
+        self._is_paused = False
+        self._stream: weakref.ref | None = None
+        self._prefix: state.Prefix | None = None
+        self._graph_functions: list[Callable[[Graph], None]] = []
+
+        info = header.Info()
+        lib.get_info(handle, ct.byref(info))
+        self.path, self.kv_type = path, kv_type
+        self.n_ctx = info.n_ctx if n_ctx is None else min(n_ctx, info.n_ctx)
+        self.n_layer, self.n_head, self.n_head_kv = info.n_layer, info.n_head, info.n_head_kv
+        self.n_embd, self.n_vocab = info.n_embd, info.n_vocab
+        self.n_params, self.flash_attn, self.n_threads = info.n_params, bool(info.flash_attn), info.n_threads
+        self._n_batch, self._n_ubatch = info.n_batch, info.n_ubatch
+        self._is_recurrent = bool(info.is_recurrent)
+        self._can_generate = bool(info.has_memory) and not info.has_encoder
+        self.vocab = Vocab(lib, handle, info)
+        self._handle = handle
+        self.arch = self._meta("general.architecture")
+        self.name = path.stem  # what the user knows it by; general.name is often a training label
+
+    # lifetime
+
+    def close(self) -> None:
+        """Free the model's memory; every later call is a :class:`RunError`. An open stream ends.
+
+        Raises:
+            RunError: called from an edit or from ``on_text``.
+        """
+        if not self._handle:
+            return
+        if self._owner == threading.get_ident() and self._is_paused and self._stream is not None and self._stream():
+            self._stream().close()
+        if self._owner == threading.get_ident():
+            raise RunError("An edit, and what on_text calls, cannot close the model that they are part of.")
+        with self._lock:
+            self._free()
+
+    def _free(self) -> None:
+        handle = self._let_go()
+        if handle:
+            self._lib.free(handle)
+
+    def _let_go(self) -> int | None:
+        """The handle, which nothing here uses any more."""
+        handle, self._handle = self._handle, None
+        if handle:
+            self.vocab.close()
+        return handle
+
+    def __del__(self):
+        # nothing can run: a run or a stream would hold the model
+        self._free()
+
+    def _check_open(self) -> None:
+        if not self._handle:
+            raise RunError("This model is closed.")
+
+    @contextmanager
+    def _locked(self) -> Iterator[int]:
+        """One run at a time: threads wait for each other, an edit that starts a run is refused."""
+        if self._owner == threading.get_ident():
+            if self._is_paused:
+                raise RunError(
+                    "A stream of this model is still open: read it to its end, or close it (stream.close(), or "
+                    "with model.stream(…) as stream), before the model runs anything else. on_text cannot run the "
+                    "model either."
+                )
+            raise RunError("An edit cannot run the model that it is part of. Compute what it needs before the run.")
+        with self._lock:
+            self._check_open()
+            self._owner = threading.get_ident()
+            try:
+                yield self._handle
+            finally:
+                self._owner = None
+
+    @contextmanager
+    def _paused(self) -> Iterator[None]:
+        """Between two pieces of a stream: still locked, but no edit is running."""
+        self._is_paused = True
+        try:
+            yield
+        finally:
+            # the next piece may be asked for by another thread
+            self._is_paused, self._owner = False, threading.get_ident()
+
+    # what is known of the model
+
+    def _meta(self, key: str) -> str:
+        """A value of the GGUF's header as a text; empty where there is none."""
+        room = 256
+        while True:
+            buf = ct.create_string_buffer(room)
+            n = self._lib.meta(self._handle, key.encode(), buf, room)
+            if n < room:
+                return buf.value.decode(errors="replace") if n >= 0 else ""
+            room = n + 1
+
+    @cached_property
+    def _table(self) -> SiteTable:
+        with self._locked() as handle:
+            return SiteTable(scan(self._lib, handle, self.n_embd, self.n_vocab), self.arch, self.n_layer, self.n_embd)
+
+    def _residual(self, layer) -> Key:
+        return self._table.find("l_out", as_layer(layer))[0].key
+
+    # the prompt
+
+    @property
+    def n_prefix(self) -> int:
+        """Tokens of the prefix in force, which every prompt continues; 0 without one."""
+        return self._prefix.n_tokens if self._prefix is not None else 0
+
+    def _prompt(self, prompt) -> list[int]:
+        """The tokens of a prompt, which continues the prefix in force."""
+        self._check_open()
+        if isinstance(prompt, str):
+            tokens = self.vocab.tokens(prompt, special=not self.n_prefix)
+        else:
+            tokens = self.vocab.check(prompt)
+        self._check_length(tokens)
+        return tokens
+
+    def _check_length(self, tokens: list[int]) -> None:
+        if not tokens:
+            raise RunError("The prompt is empty: give a text or at least one token.")
+        total = self.n_prefix + len(tokens)
+        if total > self.n_ctx:
+            after = f" after a prefix of {self.n_prefix}" if self.n_prefix else ""
+            raise RunError(
+                f"The prompt has {len(tokens)} tokens{after}, but the context holds {self.n_ctx}. "
+                f"Load the model with n_ctx={total} or more, where its architecture allows that."
+            )
+
+    def _program(self, captures, edits, n_prompt: int, first_layer: int = 0, last_layer: int | None = None) -> Program:
+        return Program(self._table, captures, edits, n_prompt, first_layer, last_layer, offset=self.n_prefix)
+
+    # the cache
+
+    @contextmanager
+    def _memory(self, handle: int) -> Iterator[None]:
+        """The cache as a run finds it, holding the prefix or nothing, and the same again at the end."""
+        self._rewind(handle)
+        try:
+            yield
+        finally:
+            if self._handle:
+                self._rewind(handle)
+
+    def _rewind(self, handle: int) -> None:
+        if self._lib.memory_rewind(handle, self.n_prefix) == 1:
+            self._restore_prefix(handle)
+
+    @cached_property
+    def _state_sizes(self) -> tuple[int, int]:
+        with self._locked() as handle, self._memory(handle):
+            return state.measure(self, handle)
+
+    def _restore_prefix(self, handle: int) -> None:
+        try:
+            self._prefix.restore(handle)
+        except BaseException:
+            # what the cache holds now is unknown: better no prefix than a wrong one
+            self._prefix = None
+            self._lib.memory_clear(handle)
+            raise
+
+    # a run
+
+    @contextmanager
+    def _session(
+        self, program: Program, stop: Key | None = None, start: tuple[Key, np.ndarray] | None = None
+    ) -> Iterator[int]:
+        """The program installed and the cache holding the prefix only; both as before at the end."""
+        with self._locked() as handle:
+            if program.offset != self.n_prefix:
+                raise RunError("The prefix was changed while this run waited for another one. Run it again.")
+            with self._memory(handle):
+                callbacks = program.install(self._lib, handle)
+                if self._graph_functions:
+                    callbacks += (program.show_graphs(self._lib, handle, self._graph_functions),)
+                try:
+                    if stop is not None:
+                        self._lib.stop_set(handle, stop.name.encode(), stop.layer, stop.occurrence)
+                    if start is not None:
+                        key, rows = start
+                        name = key.name.encode()
+                        self._lib.start_set(handle, name, key.layer, key.occurrence, _floats(rows), len(rows))
+                    yield handle
+                finally:
+                    # a stream may be collected after the model that it belongs to
+                    if self._handle:
+                        self._lib.program_clear(handle)
+                    del callbacks
+
+    def _decode(
+        self,
+        program: Program,
+        handle: int,
+        tokens: list[int],
+        first: int,
+        outputs: np.ndarray,
+        logits: str | None = None,
+    ) -> np.ndarray | None:
+        """Run tokens from position ``first`` on, counted from the end of the prefix.
+
+        Returns:
+            Logits of ``"all"`` of them or of the ``"last"``; None reads none.
+        """
+        rows = []
+        for begin in range(0, len(tokens), self._n_batch):
+            part = tokens[begin : begin + self._n_batch]
+            program.check(self._decode_part(program, handle, part, first + begin, outputs[begin : begin + len(part)]))
+            if logits == "all":
+                rows.append(self._logits(handle, len(part)))
+        if logits == "last":
+            return self._logits(handle, 1)
+        return rows[0] if len(rows) == 1 else np.concatenate(rows) if rows else None
+
+    def _decode_part(self, program: Program, handle: int, tokens: list[int], first: int, outputs) -> str | None:
+        """What one batch takes; None, or the reason why not."""
+        for _ in range(_TRIES):
+            reason = decode(self._lib, handle, tokens, program.offset + first, outputs)
+            if reason is None or program.exception is not None or first or not (program.offset and self._is_recurrent):
+                break
+            # a graph that proves too small is built again with more room, but what it left in a recurrent memory cannot
+            # be taken back: the library gives up where it would run the batch a second time
+            self._lib.capture_clear(handle)
+            self._lib.memory_clear(handle)
+            self._prefix.restore(handle)
+        return reason
+
+    def _logits(self, handle: int, rows: int) -> np.ndarray:
+        """The last rows of logits of the last decode."""
+        out = np.empty((rows, self.n_vocab), np.float32)
+        first = self._lib.logits_count(handle) - rows
+        if self._lib.logits_read(handle, _floats(out), first, rows) != 0:
+            raise RunError((self._lib.error(handle) or b"no logits").decode())
+        return out
+
+    @staticmethod
+    def _outputs(program: Program, n: int, logits: str | None) -> np.ndarray:
+        """Which tokens are outputs: the model keeps only their rows at the end, and takes room for their logits."""
+        outputs = np.full(n, logits == "all" or program.needs_all_outputs, np.int8)
+        outputs[-1] = 1
+        return outputs
+
+    def _choose_logits(self, program: Program, handle: int, outputs: np.ndarray, first: int | None) -> None:
+        """Spare the head where all rows of the last layer are kept but only some logits are wanted: those from
+        position ``first`` of the prompt on, or none."""
+        named = self._table.has("l_out", self.n_layer - 1)
+        if program.is_within_layers and named and (first is None or outputs[:-1].any()) and outputs.all():
+            ranges = [] if first is None else [header.Range(program.offset + first, END)]
+            self._lib.logits_set(handle, (header.Range * len(ranges))(*ranges), len(ranges))
+
+    def _as_run(self, program: Program, tokens: list[int], logits, handle: int, prompt=None) -> Run:
+        arrays = {captured.site.key: array for captured, array in program.read(self._lib, handle)}
+        labels = {key: self._table.labels(key) for key in arrays}
+        parts = {captured.site.key: captured.part(len(tokens)) for captured in program.captures}
+        info = {"model": self.name, "arch": self.arch, "n_layer": self.n_layer, "n_embd": self.n_embd}
+        if isinstance(prompt, str):
+            info["prompt"] = prompt
+        if program.offset:
+            info["n_prefix"] = program.offset
+        return Run(tokens, self.vocab.pieces(tokens), logits, arrays, labels, self, info, parts)
+
+
+def as_layer(layer) -> int:
+    """
+    Raises:
+        SiteError: it is no integer.
+    """
+    if isinstance(layer, bool) or not hasattr(layer, "__index__"):
+        raise SiteError(f"{layer!r} is no layer: give an integer.")
+    return int(layer)
+
+
+def _floats(array: np.ndarray):
+    return array.ctypes.data_as(ct.POINTER(ct.c_float))
