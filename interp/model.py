@@ -321,7 +321,7 @@ class Model:
             return Generation(self.vocab.text(new[:-1]), new, run)
         return Generation(self.vocab.text(new), new, run)
 
-    def resume(self, resid, from_layer: int, tokens, edits=(), capture=()) -> Run:
+    def resume(self, resid, from_layer: int, tokens, edits=(), capture=(), logits="all") -> Run:
         """Run the layers from one on, on a residual stream that is given instead of computed.
 
         With ``resid = run["resid_pre", from_layer]`` the logits equal those of the whole run bit for bit.
@@ -332,10 +332,13 @@ class Model:
             tokens: the prompt that the residual stream belongs to: a text or token ids.
             edits: as in :meth:`run`; those below ``from_layer`` would reach nothing and are an error.
             capture: as in :meth:`run`; a site without layers means the layers that are computed.
+            logits: ``"all"`` positions or only the ``"last"``.
 
         Raises:
             RunError: another shape of ``resid``, or layer 0, which starts from tokens: edit ``resid_pre`` instead.
         """
+        if logits not in ("all", "last"):
+            raise RunError(f'logits={logits!r}: give "all" or "last".')
         prompt, tokens = tokens, self._prompt(tokens)
         first = self._table.layer_index(_as_layer(from_layer))
         if first == 0:
@@ -346,8 +349,10 @@ class Model:
         program = Program(self._table, capture, edits, len(tokens), first_layer=first)
         outputs = np.ones(len(tokens), np.int8)
         with self._session(program, None, (self._residual(first - 1), resid)) as handle:
+            if logits == "last":
+                self._choose_logits(program, handle, outputs, len(tokens) - 1)
             self._decode(program, handle, tokens, 0, outputs)
-            return self._as_run(program, tokens, self._logits(handle, "all", len(outputs)), handle, prompt)
+            return self._as_run(program, tokens, self._logits(handle, logits, len(outputs)), handle, prompt)
 
     def unembed(self, resid) -> np.ndarray:
         """The model's own final norm and output head on residual streams.
