@@ -8,10 +8,12 @@ from .errors import EditError, FileError, InterpError, LibraryError, ModelError,
 from .graph import Tensor
 from .inspect import Graph, Node
 from .lens import Lens, logit_lens
+from .metrics import kl_divergence, logit_diff, probability
 from .model import Model
 from .patching import ablate, keep_only, patch
 from .run import Generation, Run
 from .sites import At, Key, Site, at
+from .sweep import Sweep, patch_sweep
 
 __all__ = [
     "At",
@@ -33,6 +35,7 @@ __all__ = [
     "RunError",
     "Site",
     "SiteError",
+    "Sweep",
     "Tensor",
     "ablate",
     "add",
@@ -41,10 +44,14 @@ __all__ = [
     "edit",
     "edit_host",
     "keep_only",
+    "kl_divergence",
     "knockout",
     "load_array",
+    "logit_diff",
     "logit_lens",
     "patch",
+    "patch_sweep",
+    "probability",
     "project_out",
     "replace",
     "save_array",
