@@ -101,8 +101,9 @@ def serial(plan: Plan, source: Run, base: Run) -> Iterator[tuple[int, int, Run |
                 run = plan.model.run(plan.tokens, edits=[_patch(plan, layer, chosen, source)], logits="last")
                 yield row, column, run
             elif first == layer and plan.sites[layer].layer == layer:
-                edit = _patch(plan, layer, chosen, source)
-                yield row, column, plan.model.resume(base["resid_pre", first], first, plan.tokens, [edit], logits="last")
+                edits = [_patch(plan, layer, chosen, source)]
+                run = plan.model.resume(base["resid_pre", first], first, plan.tokens, edits, logits="last")
+                yield row, column, run
             else:
                 resid = there.copy()
                 resid[chosen] = new[chosen]

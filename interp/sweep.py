@@ -39,7 +39,8 @@ def patch_sweep(
     Method: activation patching, Meng et al. (arXiv:2202.05262) and Wang et al. (arXiv:2211.00593); for the choice of
     direction and metric see Heimersheim and Nanda, "How to use and interpret activation patching" (arXiv:2404.15255).
     Every cell is what a run of its own gives, bit for bit: ``metric(model.run(corrupted, edits=interp.patch(site,
-    layer, clean_run, positions=position), logits="last"))``.
+    layer, clean_run, positions=position), logits="last"))``. (With all logits the head multiplies many rows at once,
+    and F32 weights give other last bits.)
 
     Args:
         model: the model.
@@ -356,7 +357,8 @@ class Sweep:
         Raises:
             FileError: another suffix, or it cannot be written; nothing half-written is left.
         """
-        rest = {f.name: json.dumps(getattr(self, f.name), ensure_ascii=False) for f in fields(self) if f.name != "values"}
+        names = [f.name for f in fields(self) if f.name != "values"]
+        rest = {name: json.dumps(getattr(self, name), ensure_ascii=False) for name in names}
         return files.write_arrays(path, {"values": self.values}, {"format": FORMAT, **rest})
 
     @classmethod
@@ -372,8 +374,9 @@ class Sweep:
             rest = {f.name: json.loads(file.texts[f.name]) for f in fields(cls) if f.name != "values"}
             sweep = cls(values=file["values"], **rest)
             columns = sweep.positions if sweep.heads is None else sweep.heads
-            if sweep.values.shape != (len(sweep.layers), len(columns)):
-                raise ValueError(f"it has values of shape {sweep.values.shape}, not {(len(sweep.layers), len(columns))}")
+            shape = len(sweep.layers), len(columns)
+            if sweep.values.shape != shape:
+                raise ValueError(f"it has values of shape {sweep.values.shape}, not {shape}")
             return sweep
 
 

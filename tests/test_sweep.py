@@ -32,7 +32,12 @@ def counted(monkeypatch):
     calls = []
     for name in ("run", "resume"):
         real = getattr(interp.Model, name)
-        monkeypatch.setattr(interp.Model, name, lambda *a, _real=real, _name=name, **k: calls.append(_name) or _real(*a, **k))
+
+        def call(*args, _real=real, _name=name, **kwargs):
+            calls.append(_name)
+            return _real(*args, **kwargs)
+
+        monkeypatch.setattr(interp.Model, name, call)
     return calls
 
 
@@ -75,7 +80,10 @@ def test_on_the_default_model_the_name_moves_from_its_token_to_the_last(model, m
     assert counted == ["run"] * 2 + ["resume"] * 2 + ["resume"] * 4 + ["run"]
     source = model.run(CLEAN, capture="l_out", logits="last")
     assert sweep.layers == [1, 20, 29]
-    expected = [[by_hand(model, CORRUPTED, source, "l_out", k, positions=p) for p in sweep.positions] for k in sweep.layers]
+    expected = [
+        [by_hand(model, CORRUPTED, source, "l_out", layer, positions=p) for p in sweep.positions]
+        for layer in sweep.layers
+    ]
     assert np.array_equal(sweep.values, expected)
     assert sweep.clean > 5 and sweep.corrupted < -4
     assert sweep.normalized[0, 1] > 0.9 and abs(sweep.normalized[0, 2]) < 0.1 and abs(sweep.normalized[2, 1]) < 0.1
@@ -112,7 +120,8 @@ def test_what_changes_nothing_is_not_run_and_is_the_plain_run_to_the_bit(tiny, m
     assert counted == ["run"] * 2 + ["resume"] * 2 + ["run"] * (n - FIRST) + ["resume"] * 3 * (n - FIRST)
     source = tiny.run(CLEAN, capture="mlp_out", logits="last")
     for position in (0, FIRST - 1):
-        assert by_hand(tiny, CORRUPTED, source, "mlp_out", 2, positions=position) == sweep.corrupted == sweep.values[2, position]
+        value = by_hand(tiny, CORRUPTED, source, "mlp_out", 2, positions=position)
+        assert value == sweep.corrupted == sweep.values[2, position]
 
 
 def test_where_runs_cannot_start_in_the_middle_whole_runs_give_the_same(tiny, metric, monkeypatch):
@@ -151,7 +160,8 @@ def test_metrics_read_the_last_position(tiny):
     assert interp.kl_divergence(whole)(whole) == 0
     assert interp.kl_divergence(whole)(other) == pytest.approx(expected, abs=1e-9) and expected > 0
     for metric in (METRIC, interp.probability(mary), interp.kl_divergence(whole)):
-        assert metric(last) == pytest.approx(metric(whole), abs=1e-4) and isinstance(metric(last), float) and metric.name
+        assert metric(last) == pytest.approx(metric(whole), abs=1e-4)
+        assert isinstance(metric(last), float) and metric.name
 
 
 @pytest.mark.parametrize(
@@ -263,7 +273,8 @@ def by_head(tiny) -> interp.Sweep:
 
 def test_the_largest_effects(sweep, by_head):
     top = sweep.top(3)
-    assert len(top) == 3 and abs(top[0].effect) == np.abs(sweep.effects).max() >= abs(top[1].effect) >= abs(top[2].effect)
+    sizes = [abs(cell.effect) for cell in top]
+    assert len(top) == 3 and sizes[0] == np.abs(sweep.effects).max() and sizes == sorted(sizes, reverse=True)
     assert top[0].value == sweep.values[top[0].layer, top[0].position] and top[0].head is None
     assert top[0].piece == sweep.pieces[top[0].position]
     assert by_head.top(1)[0].position is None and by_head.top(1)[0].head in range(4)
@@ -274,7 +285,8 @@ def test_the_largest_effects(sweep, by_head):
 def test_the_table_is_printed(sweep, by_head, capsys):
     sweep.print(k=60)
     text = capsys.readouterr().out
-    assert "John→Mary" in text and "patching l_out, clean into corrupted" in text and "logit difference ␣Mary − ␣John" in text
+    assert "John→Mary" in text and "patching l_out, clean into corrupted" in text
+    assert "logit difference ␣Mary − ␣John" in text
     by_head.print()
     assert "head" in capsys.readouterr().out
 
@@ -313,7 +325,9 @@ def test_pictures_hold_every_cell(request, tmp_path, kind):
     column = best.position if best.head is None else best.head
     text = trace["hovertext"][best.layer][column]
     assert f"layer {best.layer}" in text and f"{best.value:.4f}" in text and f"{best.normalized:.3f}" in text
-    assert trace["zmin"] == -trace["zmax"] and "John→Mary  9" in " ".join(layout["xaxis"]["ticktext"]) or kind == "by_head"
+    assert trace["zmin"] == -trace["zmax"]
+    if kind == "sweep":
+        assert "␣John→Mary  9" in layout["xaxis"]["ticktext"]
 
 
 def test_long_prompts_are_cut_around_the_token_that_differs(tiny):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import textwrap
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -59,7 +60,8 @@ def sweep_png(
         axes.set_xlabel("head" if positions is None else "token and position")
         axes.set_ylabel("layer")
         axes.set_title(text, loc="left", fontsize=9, pad=8)
-        colour_bar(figure, axes, mesh, measure)
+        # The bar of a low picture is shorter than its label: a longer line would run into the title.
+        colour_bar(figure, axes, mesh, "\n".join(textwrap.wrap(measure, 24)))
 
 
 def sweep_html(
@@ -78,7 +80,8 @@ def sweep_html(
             z=[[None if np.isnan(v) else round(float(v), 6) for v in row] for row in effects],
             hovertext=[[escaped(text) for text in row] for row in hover],
             hovertemplate="%{hovertext}<extra></extra>", hoverongaps=False, colorscale="RdBu", zmin=-limit, zmax=limit,
-            xgap=gap, ygap=gap, colorbar={"title": {"text": escaped(f"change of {measure}"), "side": "right"}, "thickness": 16},
+            xgap=gap, ygap=gap,
+            colorbar={"title": {"text": escaped(f"change of {measure}"), "side": "right"}, "thickness": 16},
         )
     )
     labels = [escaped(label) for label in _labels(names, positions)]
