@@ -10,12 +10,14 @@ from .generate import Stream
 from .graph import Tensor
 from .inspect import Graph, Node
 from .lens import Lens, logit_lens
+from .metrics import kl_divergence, logit_diff, probability
 from .model import Model
 from .patching import ablate, keep_only, patch
 from .run import Generation, Run
 from .sites import At, Key, Site, at
 from .state import Prefix
 from .stats import Stats, stats
+from .sweep import Sweep, patch_sweep
 
 __all__ = [
     "At",
@@ -40,6 +42,7 @@ __all__ = [
     "SiteError",
     "Stats",
     "Stream",
+    "Sweep",
     "Tensor",
     "ablate",
     "add",
@@ -49,10 +52,14 @@ __all__ = [
     "edit",
     "edit_host",
     "keep_only",
+    "kl_divergence",
     "knockout",
     "load_array",
+    "logit_diff",
     "logit_lens",
     "patch",
+    "patch_sweep",
+    "probability",
     "project_out",
     "replace",
     "save_array",

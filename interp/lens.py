@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
@@ -11,6 +10,7 @@ import numpy as np
 
 from . import plot
 from .errors import RunError, SiteError
+from .vocab import one_token
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -146,7 +146,7 @@ class Lens:
         return self._scan(piece)[1].copy()
 
     def _scan(self, piece: str | int) -> tuple[np.ndarray, np.ndarray]:
-        token = self._token(piece)
+        token = one_token(self._model, piece)
         if token not in self._scans:
             ranks = np.empty((len(self.layers), len(self.tokens)), np.int64)
             chosen = np.empty(ranks.shape, np.float64)
@@ -158,30 +158,6 @@ class Lens:
                     chosen[row, rows] = own[:, 0]
             self._scans[token] = ranks, np.exp(chosen - self._max) / self._sum
         return self._scans[token]
-
-    def _token(self, piece: str | int) -> int:
-        if not isinstance(piece, str):
-            try:
-                token = operator.index(piece)
-            except TypeError:
-                raise RunError(f"a token is given as text or as its id, not as {type(piece).__name__}") from None
-            if not 0 <= token < self._model.n_vocab:
-                raise RunError(f"token {token} is not in the vocabulary: ids are 0 to {self._model.n_vocab - 1}")
-            return token
-        if not piece:
-            raise RunError("an empty text is no token")
-        # Many tokenizers put a token of their own before any text.
-        start = self._model.tokens("")
-        tries = []
-        for text in (piece, " " + piece):
-            tokens = list(self._model.tokens(text))
-            if start and tokens[: len(start)] == list(start):
-                tokens = tokens[len(start) :]
-            if len(tokens) == 1:
-                return tokens[0]
-            tries.append(tokens)
-        found = ", ".join(repr(p) for p in self._model.pieces(tries[0]))
-        raise RunError(f"{piece!r} is {len(tries[0])} tokens, not one: {found}; give one of them, or a token id")
 
     def _piece(self, token: int) -> str:
         if token not in self._pieces:

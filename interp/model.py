@@ -278,7 +278,7 @@ class Model(Context):
 
     # parts of a model
 
-    def resume(self, resid, from_layer: int, tokens, edits=(), capture=()) -> Run:
+    def resume(self, resid, from_layer: int, tokens, edits=(), capture=(), logits="all") -> Run:
         """Run the layers from one on, on a residual stream that is given instead of computed.
 
         With ``resid = run["resid_pre", from_layer]`` the logits equal those of the whole run bit for bit.
@@ -289,11 +289,14 @@ class Model(Context):
             tokens: the prompt that the residual stream belongs to: a text or token ids.
             edits: as in :meth:`run`; those below ``from_layer`` would reach nothing and are an error.
             capture: as in :meth:`run`; a site without layers means the layers that are computed.
+            logits: ``"all"`` positions or only the ``"last"``.
 
         Raises:
             RunError: another shape of ``resid``, or layer 0, which starts from tokens: edit ``resid_pre`` instead; or a
                 prefix is in force.
         """
+        if logits not in ("all", "last"):
+            raise RunError(f'logits={logits!r}: give "all" or "last".')
         if self.n_prefix:
             raise RunError("A resumed run starts from nothing; a prefix is in force. End it first: model.prefix(None).")
         prompt, tokens = tokens, self._prompt(tokens)
@@ -304,9 +307,11 @@ class Model(Context):
         if resid.shape != (len(tokens), self.n_embd):
             raise RunError(f"resid has shape {resid.shape}; for this prompt it must be {(len(tokens), self.n_embd)}.")
         program = self._program(capture, edits, len(tokens), first_layer=first)
-        outputs = np.ones(len(tokens), np.int8)
+        outputs = self._outputs(program, len(tokens), logits)
         with self._session(program, None, (self._residual(first - 1), resid)) as handle:
-            read = self._decode(program, handle, tokens, 0, outputs, "all")
+            if logits == "last":
+                self._choose_logits(program, handle, outputs, len(tokens) - 1)
+            read = self._decode(program, handle, tokens, 0, outputs, logits)
             return self._as_run(program, tokens, read, handle, prompt)
 
     def unembed(self, resid) -> np.ndarray:

@@ -1,8 +1,9 @@
-"""``Vocab``: a model's tokens and their texts."""
+"""``Vocab``: a model's tokens and their texts, and the token that a word means."""
 
 from __future__ import annotations
 
 import ctypes as ct
+import operator
 
 from . import header, native
 from .errors import RunError
@@ -93,3 +94,38 @@ class Vocab:
     def is_end(self, token: int) -> bool:
         """Whether the token ends a generation."""
         return bool(self._lib.token_is_eog(self._handle, token))
+
+
+def one_token(model, piece: str | int) -> int:
+    """The token that a user means by a word or an id.
+
+    Args:
+        model: anything with ``n_vocab``, ``tokens`` and ``pieces``: a model or its vocabulary.
+        piece: a token id, or a text that is one token. Where a bare word is not one token, it is tried with a leading
+            space, as most vocabularies hold words: "Paris" then means " Paris".
+
+    Raises:
+        RunError: a text of several tokens, or an id that the vocabulary does not have.
+    """
+    if not isinstance(piece, str):
+        try:
+            token = operator.index(piece)
+        except TypeError:
+            raise RunError(f"a token is given as text or as its id, not as {type(piece).__name__}") from None
+        if not 0 <= token < model.n_vocab:
+            raise RunError(f"token {token} is not in the vocabulary: ids are 0 to {model.n_vocab - 1}")
+        return token
+    if not piece:
+        raise RunError("an empty text is no token")
+    # Many tokenizers put a token of their own before any text.
+    start = list(model.tokens(""))
+    tries = []
+    for text in (piece, " " + piece):
+        tokens = list(model.tokens(text))
+        if start and tokens[: len(start)] == start:
+            tokens = tokens[len(start) :]
+        if len(tokens) == 1:
+            return tokens[0]
+        tries.append(tokens)
+    found = ", ".join(repr(p) for p in model.pieces(tries[0]))
+    raise RunError(f"{piece!r} is {len(tries[0])} tokens, not one: {found}; give one of them, or a token id")
