@@ -89,7 +89,6 @@ class SiteInfo(_Sized):
         ("ne", c_int64 * 4),
         ("rows_axis", c_int32),
         ("is_leaf", c_int32),
-        ("of_outputs", c_int32),
         ("name", c_char * 64),
     ]
 

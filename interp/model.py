@@ -138,8 +138,7 @@ class Model(Context):
         tokens = self._prompt(prompt)
         stop = None if stop_after is None else self._residual(stop_after)
         program = self._program(capture, edits, len(tokens), last_layer=stop.layer if stop else None)
-        of_outputs = stop is not None and self._table[stop].of_outputs
-        outputs = self._outputs(program, len(tokens), "all" if of_outputs else logits)
+        outputs = self._outputs(program, len(tokens), "all" if stop is not None else logits)
         with self._session(program, stop) as handle:
             if logits != "all" and stop is None:
                 self._choose_logits(program, handle, outputs, len(tokens) - 1 if logits else None)
@@ -307,7 +306,7 @@ class Model(Context):
         if resid.shape != (len(tokens), self.n_embd):
             raise RunError(f"resid has shape {resid.shape}; for this prompt it must be {(len(tokens), self.n_embd)}.")
         program = self._program(capture, edits, len(tokens), first_layer=first)
-        outputs = self._outputs(program, len(tokens), logits)
+        outputs = np.ones(len(tokens), np.int8)
         with self._session(program, None, (self._residual(first - 1), resid)) as handle:
             if logits == "last":
                 self._choose_logits(program, handle, outputs, len(tokens) - 1)

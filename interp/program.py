@@ -158,9 +158,8 @@ class Program:
         return Applied(edit.name, change.build, site, heads, row_positions(rows, self._n_prompt), ranges)
 
     @property
-    def needs_all_outputs(self) -> bool:
-        """Something is read or changed where the model keeps only the rows of outputs."""
-        return any(part.site.of_outputs for part in (*self.captures, *self.edits))
+    def is_empty(self) -> bool:
+        return not self.captures and not self.edits
 
     @property
     def is_within_layers(self) -> bool:

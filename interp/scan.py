@@ -83,7 +83,6 @@ def _describe(info: header.SiteInfo, count: int, n_head: int, n_embd: int, n_voc
         dtype="int32" if info.type == header.GGML_TYPE_I32 else "float32",
         editable=not info.is_leaf and info.type == header.GGML_TYPE_F32,
         rows_axis=info.rows_axis,
-        of_outputs=bool(info.of_outputs),
         n_heads=flat_heads,
     )
 

@@ -278,8 +278,8 @@ class Context:
 
     @staticmethod
     def _outputs(program: Program, n: int, logits: str | None) -> np.ndarray:
-        """Which tokens are outputs: the model keeps only their rows at the end, and takes room for their logits."""
-        outputs = np.full(n, logits == "all" or program.needs_all_outputs, np.int8)
+        """Which tokens are outputs: the last layer keeps only their rows, and whoever looks inside wants all."""
+        outputs = np.full(n, logits == "all" or not program.is_empty, np.int8)
         outputs[-1] = 1
         return outputs
 

@@ -58,7 +58,6 @@ class Site:
     dtype: str = "float32"
     editable: bool = True
     rows_axis: int = field(default=-1, repr=False)  # ggml's dimension that counts tokens
-    of_outputs: bool = field(default=False, repr=False)  # the model keeps only rows whose logits are wanted
     n_heads: int = field(default=0, repr=False)  # heads to split a row into that is flat in ggml
 
     @property

@@ -9,38 +9,45 @@ from pathlib import Path
 
 import pytest
 
+import models
+
 CHILD = """
 import json, resource, sys
 import numpy as np
 import interp
-model = interp.Model(n_ctx=2048, n_threads=1)
-capture = eval(sys.argv[1])
+path, capture = sys.argv[1] or None, eval(sys.argv[2])
+model = interp.Model(path, n_ctx=2048, n_threads=1)
 tokens = np.random.default_rng(0).integers(100, 40000, 2000).tolist()
 run = model.run(tokens, capture=capture, logits="last")
 # what the process ever held resident, in KiB on Linux and in bytes on macOS
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-print(json.dumps({"peak": peak, "shape": run["attn_scores", 15].shape if capture else None}))
+print(json.dumps({"peak": peak, "shape": run["attn_scores"].shape if capture else None}))
 """
 
 MB = 1 << 20
 
 
-def peak(capture: str) -> dict:
-    """Peak resident memory in bytes of a process that reads this of 2,000 tokens."""
+def peak(capture: str, path: str = "") -> dict:
+    """Peak resident memory in bytes of a process that reads this of 2,000 tokens; no path: the default model."""
     done = subprocess.run(
-        [sys.executable, "-c", CHILD, capture], capture_output=True, text=True, cwd=Path(__file__).resolve().parent.parent
+        [sys.executable, "-c", CHILD, path, capture], capture_output=True, text=True, cwd=Path(__file__).resolve().parent.parent
     )
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="no peak of resident memory on Windows")
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no peak of resident memory on Windows")
+
+
 def test_one_query_of_one_head_is_one_row_and_not_the_square():
-    nothing = peak("()")
-    row = peak("interp.at('attn_scores', layers=15, heads=4, queries=-1)")
-    assert row["shape"] == [1, 1, 2000]
+    """All heads and queries of that layer would be 137 MB."""
+    nothing, row = peak("()"), peak("interp.at('attn_scores', layers=15, heads=4, queries=-1)")
+    assert row["shape"] == [1, 1, 1, 2000]
     grown = (row["peak"] - nothing["peak"]) / MB
     assert grown < 50, f"{grown:.0f} MB more for one row"
-    # the measure sees what it should: the square of one head is 16 MB, of all heads of three layers 412 MB
-    square = peak("interp.at('attn_scores', layers=[14, 15, 16])")
-    assert square["shape"] == [9, 2000, 2000] and square["peak"] - nothing["peak"] > 200 * MB
+
+
+def test_what_is_asked_for_shows_in_that_measure():
+    path = str(models.tiny("llama"))
+    nothing, square = peak("()", path), peak("'attn_scores'", path)
+    assert square["shape"] == [4, 4, 2000, 2000] and square["peak"] - nothing["peak"] > 200 * MB

@@ -57,7 +57,6 @@ static const llama_interp_abi_entry entries[] = {
     FIELD(llama_interp_site, ne),
     FIELD(llama_interp_site, rows_axis),
     FIELD(llama_interp_site, is_leaf),
-    FIELD(llama_interp_site, of_outputs),
     FIELD(llama_interp_site, name),
 
     SIZE (llama_interp_range),

@@ -562,3 +562,11 @@ void llama_interp_graph_done(llama_context & lctx, const llm_graph_result & res,
 uint32_t llama_interp_graph_n_nodes(const llama_cparams & cparams) {
     return cparams.interp ? cparams.interp->n_nodes : 0;
 }
+
+bool llama_interp_outputs_have_logits(const llama_cparams & cparams) {
+    const auto * interp = cparams.interp;
+    if (!interp || !interp->decoding || !interp->model) {
+        return true; // of an attached context somebody else may ask for them
+    }
+    return !interp->choose_logits && !interp->stop;
+}

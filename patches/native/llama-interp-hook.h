@@ -32,6 +32,9 @@ void llama_interp_graph_done(llama_context & lctx, const llm_graph_result & res,
 // nodes to reserve beside those of the model
 uint32_t llama_interp_graph_n_nodes(const llama_cparams & cparams);
 
+// false if the logits of outputs go elsewhere: no room need be kept for them
+bool llama_interp_outputs_have_logits(const llama_cparams & cparams);
+
 //
 // attention
 //

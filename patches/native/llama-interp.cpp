@@ -465,7 +465,7 @@ static int32_t find_rows_axis(const llama_interp_site & a, const llama_interp_si
     return -1;
 }
 
-static std::vector<llama_interp_site> scan_graph(llama_interp * interp, int32_t n_tokens, int32_t n_outputs) {
+static std::vector<llama_interp_site> scan_graph(llama_interp * interp, int32_t n_tokens) {
     auto * lctx = interp->lctx;
 
     llama_memory_context_ptr mctx;
@@ -473,7 +473,7 @@ static std::vector<llama_interp_site> scan_graph(llama_interp * interp, int32_t 
         mctx = lctx->get_memory()->init_full();
     }
 
-    lctx->graph_reserve(n_tokens, 1, n_outputs, mctx.get(), true);
+    lctx->graph_reserve(n_tokens, 1, n_tokens, mctx.get(), true);
 
     return interp->sites;
 }
@@ -491,18 +491,14 @@ int32_t llama_interp_scan(llama_interp * interp, int32_t n_tokens) {
 
         interp->decoding = true;
         interp->scanning = true;
-        const auto wider = scan_graph(interp, n_tokens + 1, n_tokens + 1);
-        const auto fewer = scan_graph(interp, n_tokens, 1);
-        const auto sites = scan_graph(interp, n_tokens, n_tokens);
+        const auto wider = scan_graph(interp, n_tokens + 1);
+        const auto sites = scan_graph(interp, n_tokens);
         interp->scanning = false;
         interp->decoding = false;
 
         interp->sites = sites;
         for (size_t i = 0; i < sites.size() && i < wider.size(); ++i) {
-            const int32_t axis = find_rows_axis(sites[i], wider[i], n_tokens, n_tokens + 1);
-
-            interp->sites[i].rows_axis  = axis;
-            interp->sites[i].of_outputs = axis >= 0 && i < fewer.size() && fewer[i].ne[axis] != n_tokens;
+            interp->sites[i].rows_axis = find_rows_axis(sites[i], wider[i], n_tokens, n_tokens + 1);
         }
     } catch (const std::exception & err) {
         interp->scanning = false;

@@ -156,7 +156,6 @@ struct llama_interp_site {
     int64_t  ne[4];      // for a batch of n_tokens
     int32_t  rows_axis;  // the dimension that counts tokens, -1: none
     int32_t  is_leaf;    // 1: an input, cannot be replaced
-    int32_t  of_outputs; // 1: only the rows of tokens whose logits are wanted
     char     name[64];
 };
 
