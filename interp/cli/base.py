@@ -1,0 +1,210 @@
+"""What every command shares: how it fails, loads a model, and prints."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ..errors import EditError, InterpError, SiteError
+from .arguments import Number
+
+if TYPE_CHECKING:
+    from ..model import Model
+    from ..sites import Site
+
+#: exit codes: a mistake in the arguments, a failure, and what shells give a program that Ctrl-C or a closed pipe ended
+BAD_ARGUMENT, FAILURE, INTERRUPTED, CLOSED_PIPE = 2, 1, 130, 141
+
+#: how messages that are written for Python read in a shell
+_IN_A_SHELL = (
+    ("All of them: model.sites()", "All of them: llama-interp sites"),
+    ("What it names: model.sites()", "What it names: llama-interp sites"),
+    ("model.sites() lists them", "llama-interp sites lists them"),
+)
+
+
+class Command(click.Command):
+    """A command in which `--control-vector` may be followed by a coefficient."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        filled: list[str] = []
+        for i, arg in enumerate(args):
+            filled.append(arg)
+            after_option = i > 0 and args[i - 1] == "--control-vector"
+            if after_option and not (i + 1 < len(args) and _is_number(args[i + 1])):
+                filled.append("1")
+        return super().parse_args(ctx, filled)
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except click.UsageError as error:
+            # so that the message names this command's help
+            error.ctx = error.ctx or ctx
+            raise
+
+
+class Commands(click.Group):
+    """A group of commands that ends with an exit code and at most one line on stderr, whatever happens."""
+
+    command_class = Command
+
+    def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra) -> None:
+        extra["standalone_mode"] = False
+        code = FAILURE
+        try:
+            try:
+                code = super().main(args, prog_name, **extra)
+                sys.stdout.flush()
+                code = code if isinstance(code, int) else 0
+            except SystemExit:
+                # click ends so, without a word, where the reader of a pipe has gone
+                raise BrokenPipeError from None
+        except click.ClickException as error:
+            fail(_usage(error))
+            code = error.exit_code
+        except (click.Abort, KeyboardInterrupt):
+            fail("interrupted")
+            code = INTERRUPTED
+        except BrokenPipeError:
+            _forget_stdout()
+            code = CLOSED_PIPE
+        except InterpError as error:
+            fail(str(error))
+            code = BAD_ARGUMENT if isinstance(error, (SiteError, EditError)) else FAILURE
+        except MemoryError as error:
+            fail(f"not enough memory: {error or 'ask for fewer layers, or a shorter prompt'}")
+        except Exception as error:
+            if os.environ.get("LLAMA_INTERP_DEBUG"):
+                traceback.print_exc()
+            fail(f"{type(error).__name__}: {error} (unexpected; LLAMA_INTERP_DEBUG=1 shows where)")
+        sys.exit(code)
+
+    def resolve_command(self, ctx: click.Context, args: list[str]):
+        if self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
+            names = ", ".join(self.list_commands(ctx))
+            raise click.UsageError(f"{args[0]!r} is neither a command nor the value of an option; commands: {names}")
+        return super().resolve_command(ctx, args)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        Number().convert(text, None, None)
+    except click.BadParameter:
+        return False
+    return True
+
+
+def _usage(error: click.ClickException) -> str:
+    """A usage error in one line, with where to look it up."""
+    text = error.format_message().strip()
+    path = error.ctx.command_path if getattr(error, "ctx", None) is not None else "llama-interp"
+    return f"{text[:1].lower()}{text[1:].rstrip('.')} (see {path} --help)"
+
+
+def fail(message: str) -> None:
+    """Prints one line on stderr. A message may list names on lines of their own; a shell script reads one line."""
+    line = " ".join(part.strip() for part in message.splitlines())
+    for python, shell in _IN_A_SHELL:
+        line = line.replace(python, shell)
+    # File names may hold bytes that are no characters.
+    line = line.encode(errors="backslashreplace").decode()
+    with contextlib.suppress(OSError):
+        click.secho(f"error: {line}", fg="red", err=True)
+
+
+def _forget_stdout() -> None:
+    """What is still buffered cannot be written, and Python would complain about it at its end."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+# // the model
+
+
+def model_option(command):
+    """-m; also accepted before the name of a subcommand."""
+    return click.option(
+        "-m", "--model", "path", type=click.Path(), metavar="GGUF", help="Model file; without it, the default model.",
+    )(command)
+
+
+def prompt_option(command):
+    return click.option("-p", "--prompt", required=True, metavar="TEXT", help="The text to run.")(command)
+
+
+def json_option(command):
+    return click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")(command)
+
+
+def load(path: str | None, prompt: str | None = None, more: int = 0) -> Model:
+    """The model of the call: that of the subcommand, else that of the main command, else the default model.
+
+    Args:
+        path: the subcommand's.
+        prompt: what will be run; the context is made long enough for it.
+        more: tokens that will follow.
+    """
+    import interp
+
+    path = path if path is not None else click.get_current_context().find_object(str)
+    # A token is at least a byte, but for the few that a model puts around a text.
+    room = len((prompt or "").encode(errors="replace")) + more + 16
+    model = interp.Model(path, n_ctx=min(room, 1 << 20)) if room > 2048 else interp.Model(path)
+    if prompt is not None and not model.tokens(prompt):
+        raise click.UsageError("the prompt is empty: -p TEXT needs at least one token")
+    return model
+
+
+def place(model: Model, text: str, option: str) -> tuple[str, int, Site]:
+    """The one tensor that a name means: name, layer (-1: outside of the layers), and what it is.
+
+    Raises:
+        UsageError: the name means tensors of several layers.
+        SiteError: no such site or layer.
+    """
+    from ..sites import parse
+
+    layer = parse(text)[1]
+    found = model._table.find(text)
+    if layer is None and any(site.layer >= 0 for site in found):
+        last = found[-1].layer
+        raise click.UsageError(
+            f"{option} {text}: of which layer? Name it, {text}-{last}: without one {len(found)} layers would be meant"
+        )
+    return text, -1 if layer is None else layer, found[-1]
+
+
+def residual_sites(model: Model) -> list[str]:
+    """The names of the per-layer sites that are as wide as the residual stream, in graph order."""
+    from ..errors import RunError
+
+    wide = (s.name for s in last_of_each(model) if s.layer >= 0 and s.shape == (None, model.n_embd))
+    found = list(dict.fromkeys(wide))
+    if not found:
+        raise RunError("this model names no site of the residual stream's shape: see llama-interp sites")
+    return found
+
+
+def last_of_each(model: Model) -> list[Site]:
+    """The sites that a bare name picks: of tensors with one name in one layer the last."""
+    return [s for s in model.sites() if s.occurrence == s.n_occurrences - 1]
+
+
+# // files
+
+
+def check_outputs(*paths: Path | None) -> None:
+    """Refuses two results for one file: the second would replace the first."""
+    given = [path for path in paths if path is not None]
+    resolved = [path.resolve() for path in given]
+    for i, path in enumerate(resolved):
+        if path in resolved[:i]:
+            raise click.UsageError(f"two results cannot both be written to {given[i]}: give another name")
