@@ -26,6 +26,10 @@ BAD_ARGUMENT, FAILURE, INTERRUPTED, CLOSED_PIPE = 2, 1, 130, 141
 _IN_A_SHELL = (
     ("All of them: model.sites()", "All of them: llama-interp sites"),
     ("What it names: model.sites()", "What it names: llama-interp sites"),
+    (
+        "Say which go where: positions=[...], from_positions=[...].",
+        "Resample ablation takes a run of as many tokens as the prompt.",
+    ),
     ("model.sites() lists them", "llama-interp sites lists them"),
 )
 
@@ -51,10 +55,21 @@ class Command(click.Command):
             raise
 
 
+class _Interrupted(Exception):
+    """Ctrl-C."""
+
+
 class Commands(click.Group):
     """A group of commands that ends with an exit code and at most one line on stderr, whatever happens."""
 
     command_class = Command
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            # click would print an empty line first
+            raise _Interrupted from None
 
     def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra) -> None:
         extra["standalone_mode"] = False
@@ -70,7 +85,7 @@ class Commands(click.Group):
         except click.ClickException as error:
             fail(_usage(error))
             code = error.exit_code
-        except (click.Abort, KeyboardInterrupt):
+        except (click.Abort, KeyboardInterrupt, _Interrupted):
             fail("interrupted")
             code = INTERRUPTED
         except BrokenPipeError:
@@ -84,7 +99,7 @@ class Commands(click.Group):
         except Exception as error:
             if os.environ.get("LLAMA_INTERP_DEBUG"):
                 traceback.print_exc()
-            fail(f"{type(error).__name__}: {error} (unexpected; LLAMA_INTERP_DEBUG=1 shows where)")
+            fail(f"{type(error).__name__}: {error} (not expected; LLAMA_INTERP_DEBUG=1 shows where)")
         sys.exit(code)
 
     def resolve_command(self, ctx: click.Context, args: list[str]):
