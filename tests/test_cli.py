@@ -1,8 +1,9 @@
-"""The command `llama-interp` and the demo: what they compute, print and write. What they refuse: test_cli_errors.py."""
+"""The command `llama-interp` and the demo: what the main flags and edits do. Subcommands: test_cli_commands.py."""
+
+# ruff: noqa: F811  fixtures that are imported
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -10,68 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
 from PIL import Image
 
 import interp
+from cli_calls import OTHER, PROMPT, call, default, json_of, loaded, output_of, rome, same_results, saved_of, top_of
 from interp import demo
 from interp.cli import cli
-
-PROMPT = "The Eiffel Tower is located in the city of"
-OTHER = "The Colosseum is located in the city of"
-
-
-def call(*args) -> Result:
-    return CliRunner().invoke(cli, [str(a) for a in args], prog_name="llama-interp")
-
-
-def output_of(*args) -> str:
-    """What a call that succeeds prints."""
-    result = call(*args)
-    assert result.exit_code == 0, result.output
-    assert result.stderr == "" and "\x1b" not in result.stdout
-    return result.stdout
-
-
-def json_of(*args) -> dict:
-    """The JSON object that a call prints, and nothing else."""
-    text = output_of(*args, "--json")
-    assert text.count("\n") == 1
-    return json.loads(text)
-
-
-@pytest.fixture(autouse=True)
-def loaded(tiny: interp.Model, monkeypatch: pytest.MonkeyPatch) -> list:
-    """No call loads a model: it gets the tiny one. The list holds the paths and options that were asked for."""
-    asked = []
-
-    def load(path=None, **options):
-        asked.append((path, options))
-        return tiny
-
-    monkeypatch.setattr(interp, "Model", load)
-    return asked
-
-
-@pytest.fixture
-def default(model: interp.Model, monkeypatch: pytest.MonkeyPatch) -> interp.Model:
-    """The default model instead."""
-    monkeypatch.setattr(interp, "Model", lambda path=None, **_: model)
-    return model
-
-
-@pytest.fixture
-def rome(tiny: interp.Model, tmp_path: Path) -> Path:
-    """The residual stream of another prompt, as the command saves it."""
-    output_of("-p", OTHER, "--save", "l_out", tmp_path / "rome.npz")
-    return tmp_path / "rome.npz"
-
-
-def same_results(a: dict, b: dict) -> bool:
-    """Whether two calls found the same; what edits were in force, and what was without them, is not compared."""
-    left_out = ("edits", "top_without_edits", "files")
-    return {k: v for k, v in a.items() if k not in left_out} == {k: v for k, v in b.items() if k not in left_out}
-
 
 # The help
 
@@ -156,12 +101,6 @@ def test_everything_in_one_call_is_in_one_json_object(rome: Path, tmp_path: Path
     assert not interp.Run.load(saved)["z", 1][:, 2].any()
 
 
-def saved_of(site: str, folder: Path, prompt: str = OTHER) -> Path:
-    path = folder / f"{site}.safetensors"
-    output_of("-p", prompt, "--save", site, path)
-    return path
-
-
 def test_text_comes_in_one_order_too(tmp_path: Path):
     path = tmp_path / "a.png"
     text = output_of("-p", PROMPT, "-d", path, "-n", 2, "--ll", "l_out", "--print-cgraph")
@@ -193,13 +132,6 @@ def test_an_index_means_the_same_head_as_layer_and_head(tiny: interp.Model):
     assert both["top"] == json_of("-p", PROMPT, "-a", "2.1", "-a", "2.2")["top"]
     assert both["top"] == json_of("-p", PROMPT, "--ablate", "-2.-3,2.2")["top"]
     assert both["top"] == top_of(tiny, [interp.ablate([(2, 1), (2, 2)])])
-
-
-def top_of(model: interp.Model, edits: list, k: int = 10, prompt: str = PROMPT) -> list[dict]:
-    """The likeliest tokens as the JSON objects hold them."""
-    from interp.cli.output import likeliest
-
-    return likeliest(model.run(prompt, edits=edits), k)
 
 
 def test_select_keeps_one_head_or_several(tiny: interp.Model):
@@ -296,110 +228,6 @@ def test_directions_knockout_and_scale(tiny: interp.Model, tmp_path: Path, rng: 
         assert result["top"] != result["top_without_edits"], flags
 
 
-# Commands
-
-
-def test_lens_finds_a_token_over_layers_and_draws(tiny: interp.Model, tmp_path: Path):
-    png, html = tmp_path / "a.png", tmp_path / "a.html"
-    args = ("lens", "-p", PROMPT, "--token", " Paris", "--position", 2, "--png", png, "--html", html, "--topk", 2)
-    text = output_of(*args)
-    lens = interp.logit_lens(tiny, PROMPT)
-    assert "at position 2" in text and text.endswith(f"wrote {png}\nwrote {html}\n")
-    rows = [line.split() for line in text.split("rank and probability of ␣Paris")[1].splitlines()[3 : 3 + tiny.n_layer]]
-    assert [int(row[1]) for row in rows] == (lens.rank(" Paris")[:, 2] + 1).tolist()
-    found = json_of(*args)["logit_lens"][0]["tokens"][0]
-    assert found["token"] == " Paris" and np.array_equal(found["prob"], lens.prob(" Paris"))
-    Image.open(png).verify()
-
-
-def test_lens_writes_every_site_into_a_new_folder(tmp_path: Path):
-    output_of("lens", "-p", PROMPT, "l_out", "ffn_out-1", "--out", tmp_path / "o")
-    assert sorted(os.listdir(tmp_path / "o")) == [
-        "lens-ffn_out-1.html", "lens-ffn_out-1.png", "lens-l_out.html", "lens-l_out.png",
-    ]
-
-
-def test_attention_lists_the_strongest_looks_and_holds_every_weight(tiny: interp.Model, tmp_path: Path):
-    run = tiny.run(PROMPT, capture="attn_scores")
-    result = json_of("attention", "-p", PROMPT, "--layer", 1, "--topk", 3, "--first")
-    for pattern in result["attention"]:
-        weights = run["attn_scores", 1][pattern["head"]]
-        assert pattern["layer"] == 1 and np.array_equal(np.array(pattern["weights"], np.float32), weights)
-    assert len(result["attention"]) == tiny.n_head and len(result["edges"]) == 3
-    best = result["edges"][0]
-    assert best["weight"] == run["attn_scores", 1][:, 1:].max() == run["attn_scores", 1][best["head"], best["query"], best["key"]]
-    assert all(edge["key"] > 0 for edge in json_of("attention", "-p", PROMPT)["edges"])
-    text = output_of("attention", "-p", PROMPT, "--layer", -1, "--head", 0, "--queries", "last")
-    assert "strongest looks" in text and "␣of" in text
-
-
-def test_attention_draws_a_head_a_grid_and_everything(tmp_path: Path):
-    for i, flags in enumerate((
-        [], ["--layer", 1], ["--layer", 1, "--head", 2, "--html", tmp_path / "a.html"],
-        ["--layer", 1, "--head", 2, "--queries", "3,-1"],
-    )):
-        path = tmp_path / f"{i}.png"
-        assert f"wrote {path}" in output_of("attention", "-p", PROMPT, "--png", path, *flags)
-        Image.open(path).verify()
-
-
-def test_sites_are_grouped_over_layers_and_aliases_follow(tiny: interp.Model):
-    result = json_of("sites")
-    rows = {row["name"]: row for row in result["sites"]}
-    layers = list(range(tiny.n_layer))
-    assert rows["l_out"] == {
-        "name": "l_out", "layers": layers, "axes": ["n_tokens", "n_embd"], "shape": [None, tiny.n_embd],
-        "occurrences": 1,
-    }
-    aliases = {row["name"]: row for row in result["aliases"]}
-    assert aliases["z"] == {"name": "z", "layers": layers, "is": "kqv_out"}
-    assert aliases["resid_pre"]["is"] == "l_out of the layer before, embd" and aliases["final_norm"]["is"] == "result_norm"
-    text = output_of("sites")
-    line = next(line for line in text.splitlines() if line.startswith("l_out"))
-    assert "0-3" in line and "n_tokens, n_embd" in line and f"n x {tiny.n_embd}" in line
-
-
-def test_graph_shows_what_edits_added_in_three_forms(tmp_path: Path):
-    text = output_of("graph", "-p", PROMPT, "-a", "1.2")
-    assert "added by zero ablation" in text and text == output_of("graph", "-p", PROMPT, "-a", "1.2", "--text")
-    assert "added by" not in output_of("graph", "-p", PROMPT)
-    nodes = json.loads(output_of("graph", "-p", PROMPT, "-a", "1.2", "--json"))["nodes"]
-    assert len(nodes) == len(text.splitlines())
-    dot = output_of("graph", "-p", PROMPT, "--dot")
-    output_of("graph", "-p", PROMPT, "--out", tmp_path / "g.dot")
-    assert (tmp_path / "g.dot").read_text() == dot
-
-
-def test_show_tells_what_files_hold(tiny: interp.Model, rome: Path, tmp_path: Path):
-    text = output_of("show", rome)
-    assert OTHER in text and "Col" in text and "l_out#0   0-3" in text
-    result = json_of("show", rome)
-    assert result["kind"] == "run" and result["tokens"] == tiny.tokens(OTHER) and len(result["arrays"]) == tiny.n_layer
-    interp.ControlVector({2: np.ones(64)}, "llama").save(tmp_path / "v.gguf")
-    assert json_of("show", tmp_path / "v.gguf")["arrays"] == [
-        {"name": "direction.2", "shape": [64], "type": "float32", "length": 8.0}
-    ]
-    np.savez(tmp_path / "x.npz", a=np.zeros((2, 3)))
-    assert json_of("show", tmp_path / "x.npz")["arrays"] == [{"name": "a", "shape": [2, 3], "type": "float64"}]
-
-
-def test_a_raw_dump_is_shown_by_shape_and_converted(tiny: interp.Model, tmp_path: Path):
-    run, dump, to = tiny.run(OTHER, capture="l_out"), tmp_path / "l_out-2.bin", tmp_path / "a.safetensors"
-    run["l_out", 2].tofile(dump)
-    row = json_of("show", dump, "--shape", "-1,64", "--to", to)["arrays"][0]
-    assert row["shape"] == list(run["l_out", 2].shape) and row["max"] == run["l_out", 2].max()
-    assert json_of("show", dump)["arrays"][0]["shape"] == [run["l_out", 2].size]
-    assert np.array_equal(interp.load_array(to, site="l_out", layer=2), run["l_out", 2])
-    # The converted file serves as well as the dump.
-    assert same_results(*(json_of("-p", PROMPT, "--patch", "l_out-2", file, 1, -1) for file in (dump, to)))
-
-
-def test_a_run_file_is_converted_whole(rome: Path, tmp_path: Path):
-    output_of("show", rome, "--to", tmp_path / "a.safetensors")
-    a, b = interp.Run.load(rome), interp.Run.load(tmp_path / "a.safetensors")
-    assert a.tokens == b.tokens and np.array_equal(a["l_out"], b["l_out"])
-
-
 # The default model
 
 
@@ -421,18 +249,6 @@ def test_a_runs_own_values_change_nothing_in_the_default_model(default: interp.M
     plain = json_of("-p", PROMPT, "--save", "l_out-9", file, "--ll", "l_out")
     patched = json_of("-p", PROMPT, "--ll", "l_out", "--patch", "l_out-9", file, 4, 4)
     assert same_results(plain, patched)
-
-
-def test_doctor_finds_library_and_model(model: interp.Model):
-    library, default = output_of("doctor").splitlines()
-    assert library.split()[:3] == ["native", "library", "ok"] and default.split()[:3] == ["default", "model", "ok"]
-    assert default.endswith(".gguf") and json_of("doctor")["default model"]["ok"]
-
-
-def test_doctor_names_a_missing_library(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("interp.native.abi_status", lambda: {"ok": False, "detail": "no library: run build.py"})
-    result = call("doctor")
-    assert result.exit_code == 1 and "missing" in result.output and "no library: run build.py" in result.output
 
 
 def test_the_demo_writes_its_three_files_and_names_the_answer(

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 import interp
+from cli_calls import OTHER, PROMPT, call, loaded  # noqa: F401  a fixture
 from interp.cli import cli
-from test_cli import OTHER, PROMPT, call, loaded  # noqa: F401  the fixture serves here too
 
 USAGE, FAILURE = 2, 1
 

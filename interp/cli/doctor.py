@@ -41,6 +41,9 @@ def _check_library() -> str:
 
 
 def _check_model() -> str:
-    from ..model import default_model
+    try:
+        from ..load import default_model
+    except ImportError:  # until branch `model` has landed
+        from ..model import default_model
 
     return str(default_model())

@@ -176,14 +176,10 @@ class Edits:
         return patching.ablate(pairs, mode=self.ablate_mode, positions=self.positions, **how)
 
     def _ablation_source(self, model: Model, pairs: list[tuple[int, int]]):
-        run = self._sources.run(self.ablate_from, model)
-        if run is None and self.ablate_mode == "mean":
-            return _statistics(self.ablate_from, model)
-        if run is None:
+        layers = {layer for layer, _ in pairs}
+        if self.ablate_mode == "resample" and self._sources.run(self.ablate_from, model) is None:
             raise FileError(f"{self.ablate_from} holds no run: make one with --save z FILE")
-        for layer in {layer for layer, _ in pairs}:
-            self._sources.values(self.ablate_from, model, "z", layer, model._table.find("z", layer)[0])
-        return run
+        return self._sources.means(self.ablate_from, model, "z", layers)
 
     def _select(self, model: Model) -> list[Edit]:
         kept: dict[int, set[int]] = defaultdict(set)
@@ -300,11 +296,3 @@ def _row(path: Path, position: int, n_rows: int, held: list[int] | None, n_token
     if held is not None and position % n not in held:
         raise SiteError(f"{path} does not hold position {position}; it holds {', '.join(map(str, held))}")
     return position % n if held is None else held.index(position % n)
-
-
-def _statistics(path: Path, model: Model):
-    """Statistics of `z` from a file, for mean ablation."""
-    import interp
-
-    stats = interp.Stats.load(path)
-    return stats

@@ -21,6 +21,8 @@ from .output import print_json, shape_text
 
 _LONGEST = 100
 
+_CHECKSUMS = ("crc32", "crc32_of_metadata")
+
 #: names with a layer: `l_out-5#0`, `l_out-5#0/mean`, `direction.5`
 _LAYER = re.compile(r"(.+?)[-.](\d+)(#.*|)")
 
@@ -71,7 +73,7 @@ def _arrays(path: Path, to: Path | None, site: str | None) -> dict:
             row |= {key: part[key] for key in ("axes", "heads", "positions") if key in part}
         found |= {**run.info, "tokens": run.tokens, "pieces": run.pieces}
     else:
-        found["metadata"] = {name: text for name, text in texts.items() if name not in ("crc32", "crc32_of_metadata")}
+        found["metadata"] = {name: _decoded(text) for name, text in texts.items() if name not in _CHECKSUMS}
     found["arrays"] = rows
     if to is not None:
         _convert(path, arrays, texts, run, to, site)
@@ -154,8 +156,11 @@ def _print(found: dict) -> None:
         if name == "pieces":
             name, value = f"{len(value)} tokens", "|".join(map(plot.visible, value))
         click.echo(f"{name:<10}  {_short(value)}")
-    for name, value in found.get("metadata", {}).items():
-        click.echo(f"{name:<10}  {_short(value)}")
+    described = dict(found.get("metadata", {}))
+    described |= described.pop("info", {}) if isinstance(described.get("info"), dict) else {}
+    for name, value in described.items():
+        if name not in ("format", "written_by") and not isinstance(value, (dict, list)):
+            click.echo(f"{name:<10}  {_short(value)}")
     click.echo()
     rows = _grouped(found["arrays"])
     columns = [key for key in ("axes", "heads", "positions", "length", "min", "mean", "max") if any(key in row for row in rows)]
@@ -165,6 +170,15 @@ def _print(found: dict) -> None:
         made.add_row(*map(Text, cells), *[Text(_value(row.get(column))) for column in columns])
     output.show(made)
     output.wrote(found.get("files", ()))
+
+
+def _decoded(text: str):
+    """What a text of a description says, where it is JSON of several values."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return text
+    return found if isinstance(found, (dict, list)) else text
 
 
 def _grouped(rows: list[dict]) -> list[dict]:

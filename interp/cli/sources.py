@@ -23,6 +23,7 @@ class Sources:
 
     def __init__(self) -> None:
         self._runs: dict[Path, Run | None] = {}
+        self._stats: dict = {}
         self._vectors: dict[Path, ControlVector] = {}
 
     def read(self, path: Path) -> None:
@@ -34,8 +35,12 @@ class Sources:
         if path in self._runs or path.suffix.lower() not in files.SUFFIXES:
             return
         with files.opened(path) as file:
-            is_run = file.format == FORMAT
-        self._runs[path] = Run.load(path) if is_run else None
+            kind = file.format or ""
+        self._runs[path] = Run.load(path) if kind == FORMAT else None
+        if kind.startswith("llama-interp stats "):
+            import interp
+
+            self._stats[path] = interp.Stats.load(path)
 
     def read_vector(self, path: Path) -> ControlVector:
         """A control vector.
@@ -54,16 +59,31 @@ class Sources:
             FileError: it is of another model.
         """
         run = self._runs.get(path)
-        if run is None:
-            return None
-        for what, ours in (("n_embd", model.n_embd), ("n_layer", model.n_layer), ("arch", model.arch)):
-            theirs = run.info.get(what, ours)
-            if theirs != ours:
-                raise FileError(
-                    f"{path} was saved from another model, {run.info.get('model', 'of another shape')}: its {what} is "
-                    f"{theirs}, that of {model.name} is {ours}"
-                )
+        if run is not None:
+            _check_model(path, run.info, model)
         return run
+
+    def means(self, path: Path, model: Model, text: str, layers: set[int]):
+        """A run or statistics that hold means of a site with heads.
+
+        Raises:
+            FileError: neither, of another model, or without the site.
+        """
+        if self.run(path, model) is None and path not in self._stats:
+            raise FileError(f"{path} holds neither a run nor statistics: make one with --save {text} FILE")
+        for layer in layers:
+            site = model._table.find(text, layer)[0]
+            if path not in self._stats:
+                self.values(path, model, text, layer, site)
+                continue
+            stats = self._stats[path]
+            _check_model(path, stats.info, model)
+            try:
+                mean = stats.mean(text, layer)
+            except SiteError as err:
+                raise FileError(f"{path} does not hold {site.key}: {err}") from err
+            self._check(path, mean[None], site)
+        return self._stats.get(path) or self._runs[path]
 
     def values(self, path: Path, model: Model, text: str, layer: int, site: Site) -> Run | np.ndarray:
         """What a file holds of a site: a run that captured it, or an array in its axes.
@@ -142,6 +162,16 @@ class Sources:
                 "another model or of another site"
             )
         return array
+
+
+def _check_model(path: Path, info: dict, model: Model) -> None:
+    for what, ours in (("n_embd", model.n_embd), ("n_layer", model.n_layer), ("arch", model.arch)):
+        theirs = info.get(what, ours)
+        if theirs != ours:
+            raise FileError(
+                f"{path} was saved from another model, {info.get('model', 'of another shape')}: its {what} is "
+                f"{theirs}, that of {model.name} is {ours}"
+            )
 
 
 def _as_numbers(path: Path, array: np.ndarray) -> np.ndarray:
