@@ -205,3 +205,30 @@ def test_stats_are_those_of_the_package(tiny: interp.Model, tmp_path: Path):
     assert mean["top"] == top_of(tiny, [interp.ablate([(1, 2)], mode="mean", mean=wanted)], 5)
     missing = call("run", "-p", PROMPT, "-a", "3.2", "--ablate-mode", "mean", "--ablate-from", out)
     assert missing.exit_code == 1 and "does not hold kqv_out-3#0" in missing.stderr
+
+
+# Sweeps
+
+
+@pytest.mark.skipif(not hasattr(interp, "patch_sweep"), reason="branch `sweep` has not landed")
+def test_a_sweep_is_that_of_the_package(tiny: interp.Model, tmp_path: Path):
+    clean, corrupted = "The Eiffel Tower is in", "The Eiffel Bridge is in"
+    assert len(tiny.tokens(clean)) == len(tiny.tokens(corrupted))
+    out, png, html = (tmp_path / name for name in ("s.npz", "s.png", "s.html"))
+    args = ["sweep", "-p", clean, "--corrupted", corrupted, "--answer", " Paris"]
+    metric = interp.logit_diff(" Paris", " Rome")
+    wanted = interp.patch_sweep(tiny, clean, corrupted, "resid_pre", metric=metric, layers=[0, 2], positions=[-2, -1])
+    flags = ["--instead", " Rome", "--site", "resid_pre", "--layers", "0,2", "--positions", "-2,-1"]
+    result = json_of(*args, *flags, "--out", out, "--png", png, "--html", html)
+    assert np.array_equal(result["values"], wanted.values) and result["clean"] == wanted.clean
+    assert result["top"][0]["layer"] == wanted.top(1)[0].layer and json_of("show", out)["kind"] == "sweep"
+    Image.open(png).verify()
+    heads = json_of(*args, "--site", "z", "--per-head", "--layers", 1, "--direction", "noise")
+    assert heads["heads"] == [0, 1, 2, 3] and heads["metric"] == "probability of ␣Paris"
+    assert "patching l_out" in output_of(*args, "--layers", 0, "--topk", 3)
+    for flags, part in (
+        (["--corrupted", clean], "the same"), (["--corrupted", "x"], "the same number"), (["--layers", 9], "Layer 9"),
+        (["--answer", "Eiffel Tower"], "not one"), (["--per-head"], "no heads"), (["--positions", 9], "Position 9"),
+    ):
+        failed = call(*args, *flags)
+        assert failed.exit_code == 2 and part in failed.stderr and failed.stderr.count("\n") == 1

@@ -3,7 +3,7 @@
 from .main import cli
 
 # the commands enter themselves into the group
-from . import attention, doctor, generate, graph, lens, run, show, sites, stats  # noqa: E402, F401  isort: skip
+from . import attention, doctor, generate, graph, lens, run, show, sites, stats, sweep  # noqa: E402, F401  isort: skip
 
 cli.add_command(generate.generate)
 

@@ -159,7 +159,7 @@ def _print(found: dict) -> None:
     described = dict(found.get("metadata", {}))
     described |= described.pop("info", {}) if isinstance(described.get("info"), dict) else {}
     for name, value in described.items():
-        if name not in ("format", "written_by") and not isinstance(value, (dict, list)):
+        if name not in ("format", "written_by") and not isinstance(value, (dict, list, type(None))):
             click.echo(f"{name:<10}  {_short(value)}")
     click.echo()
     rows = _grouped(found["arrays"])
@@ -173,12 +173,13 @@ def _print(found: dict) -> None:
 
 
 def _decoded(text: str):
-    """What a text of a description says, where it is JSON of several values."""
+    """What a text of a description says, where it is JSON and not a number or a word as it is."""
+    if not text.startswith(("{", "[", '"')) and text not in ("true", "false", "null"):
+        return text
     try:
-        found = json.loads(text)
+        return json.loads(text)
     except ValueError:
         return text
-    return found if isinstance(found, (dict, list)) else text
 
 
 def _grouped(rows: list[dict]) -> list[dict]:
