@@ -165,6 +165,8 @@ _ALL = [(name, command) for name, command in cli.commands.items() if name not in
         (USAGE, "would leave no edge", "run -p x --knockout 1 0 all"),
         (USAGE, "no site 'l_ot'", "run -p x --scale l_ot 1"),
         (USAGE, "is no number", "run -p x --scale l_out x"),
+        (USAGE, "nothing is generated here", "run -p x -a 1.2 --positions generated"),
+        (USAGE, "nothing is generated here", "lens -p x --knockout 1 generated 0"),
         (USAGE, "needs an edit", "run -p x --positions 0"),
         (USAGE, "Position 99", "run -p x -a 1.2 --positions 99"),
         (USAGE, "needs heads", "run -p x --ablate-mode mean --ablate-from F/run.npz"),

@@ -34,8 +34,20 @@ _IN_A_SHELL = (
 )
 
 
+class EditOption(click.Option):
+    """An option that asks for an edit; the help lists them in a section of their own."""
+
+
 class Command(click.Command):
     """A command in which `--control-vector` may be followed by a coefficient."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        own = [param for param in self.get_params(ctx) if not isinstance(param, EditOption)]
+        for title, params in (("Options", own), ("Edits", [p for p in self.get_params(ctx) if p not in own])):
+            rows = [record for param in params if (record := param.get_help_record(ctx))]
+            if rows:
+                with formatter.section(title):
+                    formatter.write_dl(rows)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         filled: list[str] = []
@@ -74,6 +86,9 @@ class Commands(click.Group):
     def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra) -> None:
         extra["standalone_mode"] = False
         code = FAILURE
+        # Tokens hold any character, and a terminal or a pipe may be for fewer.
+        for stream in (sys.stdout, sys.stderr):
+            stream.reconfigure(errors="backslashreplace")
         try:
             try:
                 code = super().main(args, prog_name, **extra)
@@ -129,8 +144,6 @@ def fail(message: str) -> None:
     line = " ".join(part.strip() for part in message.splitlines())
     for python, shell in _IN_A_SHELL:
         line = line.replace(python, shell)
-    # File names may hold bytes that are no characters.
-    line = line.encode(errors="backslashreplace").decode()
     with contextlib.suppress(OSError):
         click.secho(f"error: {line}", fg="red", err=True)
 

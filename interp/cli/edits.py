@@ -15,7 +15,7 @@ from .. import edits, patching
 from ..errors import FileError, SiteError
 from ..sites import at, parse
 from .arguments import Head, Heads, Integer, Layers, LayersOrHeads, Number, Position, Positions, Source
-from .base import place
+from .base import EditOption, place
 from .sources import Sources
 
 if TYPE_CHECKING:
@@ -34,8 +34,8 @@ _FIRST = (
      "The same with the mean of two files."),
 )
 _MORE = (
-    (("--steer",), (_TEXT, Layers(), Source(), Number()), "SITE LAYER FILE COEF", "Add COEF times a direction."),
-    (("--project-out",), (_TEXT, Layers(), Source()), "SITE LAYERS FILE", "Remove a direction, or several."),
+    (("--steer",), (_TEXT, Layers(), Source(), Number()), "SITE LAYER FILE COEF", "Add COEF times the direction in FILE: .npy, .npz, .safetensors, a control vector, or raw float32."),
+    (("--project-out",), (_TEXT, Layers(), Source()), "SITE LAYERS FILE", "Remove the direction in FILE, or several."),
     (("--knockout",), (LayersOrHeads(), Positions(), Positions()), "LAYERS QUERIES KEYS",
      "Cut attention from queries to keys; LAYERS may be heads, L.H,L.H."),
     (("--scale",), (_TEXT, Number()), "SITE FACTOR", "Multiply a site, in all layers or, l_out-5, in one."),
@@ -44,11 +44,12 @@ _MORE = (
 _NAMES = {"--project-out": "project_out", "--patch-avg": "patch_avg", "--control-vector": "control_vector"}
 
 
-def edit_options(full: bool = True):
+def edit_options(full: bool = True, generates: bool = False):
     """Gives a command the flags of edits; it receives them as one argument `edits`, an :class:`Edits`.
 
     Args:
         full: also those that the main command does not have.
+        generates: the command generates; in others edits of generated tokens would change nothing.
     """
 
     def decorate(command):
@@ -61,29 +62,31 @@ def edit_options(full: bool = True):
                 for name in ("ablate_mode", "ablate_from", "positions"):
                     given[name] = kwargs.pop(name)
             found = Edits(**given)
+            if not generates:
+                found.refuse_generated()
             found.read()
             return command(*args, edits=found, **kwargs)
 
         options = [
-            click.option(*names, _name(names), type=kind, multiple=True, metavar=metavar, help=text)
+            click.option(*names, _name(names), cls=EditOption, type=kind, multiple=True, metavar=metavar, help=text)
             for names, kind, metavar, text in rows
         ]
         if full:
             options[1:1] = [
                 click.option(
-                    "--ablate-mode", type=click.Choice(["zero", "mean", "resample"]), default="zero",
+                    "--ablate-mode", cls=EditOption, type=click.Choice(["zero", "mean", "resample"]), default="zero",
                     show_default=True, help="What an ablated head gives instead.",
                 ),
                 click.option(
-                    "--ablate-from", type=Source(), metavar="FILE",
+                    "--ablate-from", cls=EditOption, type=Source(), metavar="FILE",
                     help="For mean and resample: a run saved with --save z, or, for mean, statistics of z.",
                 ),
             ]
             options.append(
                 click.option(
-                    "--positions", type=Positions(), metavar="POS",
-                    help="Where --ablate, --select, --steer, --project-out, --scale and --control-vector hold: 3,7, "
-                    "0-4, -1, last or generated; without it everywhere.",
+                    "--positions", cls=EditOption, type=Positions(), metavar="POS",
+                    help="Where all of these but patches and --knockout hold: 3,7, 0-4, -1, last or generated; without "
+                    "it everywhere.",
                 )
             )
         for option in reversed(options):
@@ -119,6 +122,11 @@ class Edits:
             self.ablate, self.select, self.patch, self.patch_avg, self.steer, self.project_out, self.knockout,
             self.scale, self.control_vector,
         ))
+
+    def refuse_generated(self) -> None:
+        """An edit that would change nothing, because it holds for generated tokens only and there will be none."""
+        if self.positions == "generated" or any("generated" in values[1:] for values in self.knockout):
+            raise click.UsageError("nothing is generated here, so an edit of generated tokens would change nothing")
 
     def read(self) -> None:
         """Reads the files and refuses flags that miss their partner; before the model is loaded."""

@@ -61,7 +61,7 @@ def write_state(model: Model, prompt: str, path: Path) -> None:
 
 
 def _to_stdout(text: str) -> None:
-    sys.stdout.write(text.encode(sys.stdout.encoding or "utf-8", "replace").decode(sys.stdout.encoding or "utf-8"))
+    sys.stdout.write(text)
     sys.stdout.flush()
 
 
@@ -99,7 +99,7 @@ def continued(
 @click.option("--seed", type=Count(0), default=0, show_default=True, metavar="S", help="Of the draws.")
 @click.option("--stop", multiple=True, metavar="TEXT", help="End before TEXT.")
 @click.option("--chat", is_flag=True, help="The prompt is a message, put into the model's chat template.")
-@edit_options()
+@edit_options(generates=True)
 @state_options
 @json_option
 def generate(

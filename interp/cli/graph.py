@@ -15,7 +15,7 @@ from .main import cli
 @cli.command()
 @model_option
 @prompt_option
-@click.option("--text", "form", flag_value="text", help="One line for each node; without a flag this one.")
+@click.option("--text", "form", flag_value="text", help="One line for each node; what is printed without a flag.")
 @click.option("--json", "form", flag_value="json", help="One JSON object.")
 @click.option("--dot", "form", flag_value="dot", help="For Graphviz.")
 @click.option(

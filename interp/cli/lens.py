@@ -41,7 +41,8 @@ def lens(
 ) -> None:
     """What each layer would predict, and where a token stands.
 
-    SITE is any site of the residual stream's shape, l_out if none is given: l_out, ffn_inp, attn_out, mlp_out, ….
+    SITE is any site of the residual stream's shape, l_out if none is given. Others are ffn_inp, attn_out, mlp_out, …;
+    what is only a part of the stream is read as if it were all of it.
     """
     check_outputs(png, html)
     model = load(path, prompt)

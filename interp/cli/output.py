@@ -87,9 +87,6 @@ def _plain(value):
         return value if math.isfinite(value) else None
     if isinstance(value, Path):
         return str(value)
-    if isinstance(value, str):
-        # a path that is no text cannot stand in JSON as it is
-        return value.encode(errors="backslashreplace").decode()
     return value
 
 

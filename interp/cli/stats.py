@@ -20,8 +20,8 @@ from .output import described, print_json
 @click.argument("corpus", type=Source(), metavar="TEXTFILE")
 @model_option
 @click.option(
-    "--site", "sites", multiple=True, metavar="SITE", default=("l_out",), show_default="l_out",
-    help="What to measure; may be given several times.",
+    "--site", "sites", multiple=True, metavar="SITE", default=("l_out",),
+    help="What to measure, l_out if not given; several are possible.",
 )
 @click.option("--layers", type=Layers(), metavar="LAYERS", help="5, 3,7, 0-11, -1 or all.")
 @click.option(
