@@ -214,6 +214,7 @@ def test_directions_knockout_and_scale(tiny: interp.Model, tmp_path: Path, rng: 
         (["--steer", "l_out", "1,-1", path, 4], [interp.steer("l_out", [1, -1], vector, 4)]),
         (["--steer", "l_out", 2, raw, -4], [interp.steer("l_out", 2, vector, -4)]),
         (["--steer", "l_out-2", 2, gguf, 4], [interp.steer("l_out", 2, -vector, 4)]),
+        (["--steer", "l_out", "1,2", gguf, 3], control.steer(3)),
         (["--project-out", "l_out", "all", path], [interp.project_out("l_out", None, vector)]),
         (["--knockout", "0-2", -1, "1,2"], [interp.knockout([0, 1, 2], [-1], [1, 2])]),
         (["--knockout", "1.0,1.2", "last", 1], [interp.knockout(1, "last", [1], heads=[0, 2])]),

@@ -91,6 +91,8 @@ _ALL = [(name, command) for name, command in cli.commands.items() if name not in
         (USAGE, "no site 'l_ot'. The nearest: l_out", "-p x --ll l_ot"),
         (USAGE, "Layer 9 of 'l_out-9' is out of range", "-p x --ll l_out-9"),
         (USAGE, "residual-shaped", "-p x --ll ffn_up"),
+        (USAGE, "comes after the final norm", "-p x --ll result_norm"),
+        (USAGE, "comes after the final norm", "lens -p x final_norm"),
         (USAGE, "needs a lens", "-p x --ll-topk 3"),
         *[(USAGE, "integer of at least 1", f"-p x --ll l_out --ll-topk {bad}") for bad in ("0", "-1", "x", "1.5", "1e3", "")],
         (USAGE, "requires an argument", "-p x --ll l_out --ll-topk"),

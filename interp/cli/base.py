@@ -30,6 +30,7 @@ _IN_A_SHELL = (
         "Say which go where: positions=[...], from_positions=[...].",
         "Resample ablation takes a run of as many tokens as the prompt.",
     ),
+    ("; give one of them, or a token id", "; give one of them"),
     ("model.sites() lists them", "llama-interp sites lists them"),
 )
 

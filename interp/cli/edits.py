@@ -168,9 +168,10 @@ class Edits:
         found += self._select(model)
         found += [self._patch(model, *values) for values in self.patch]
         found += [self._patch_avg(model, *values) for values in self.patch_avg]
-        found += [self._steer(model, *values) for values in self.steer]
-        found += [self._project_out(model, *values) for values in self.project_out]
-        found += [edit for values in self.knockout for edit in self._knockout(model, *values)]
+        for several, make in (
+            (self.steer, self._steer), (self.project_out, self._project_out), (self.knockout, self._knockout)
+        ):
+            found += [edit for values in several for edit in make(model, *values)]
         found += [self._scale(model, *values) for values in self.scale]
         for path, coef in self.control_vector:
             vector = self._sources.read_vector(path)
@@ -221,17 +222,27 @@ class Edits:
             raise FileError(f"{path} and {other} hold {rows[0].shape} and {rows[1].shape} of {site.key}: no mean of both")
         return patching.patch(text, layer, (rows[0] + rows[1]) / 2, positions=[to], from_positions=[0])
 
-    def _steer(self, model: Model, text: str, layers, path: Path, coef: float) -> Edit:
-        layers, width = _layers(model, text, layers, "--steer")
-        vector = self._sources.vector(path, model, layers[0], width)
-        if vector.ndim > 1:
-            raise FileError(f"{path} holds {len(vector)} directions: --steer adds one")
-        return edits.steer(text, layers, vector, coef, positions=self.positions)
+    def _steer(self, model: Model, text: str, layers, path: Path, coef: float) -> list[Edit]:
+        return [
+            edits.steer(text, several, vector, coef, positions=self.positions)
+            for several, vector in self._directions(model, text, layers, path, "--steer", 1)
+        ]
 
-    def _project_out(self, model: Model, text: str, layers, path: Path) -> Edit:
-        layers, width = _layers(model, text, layers, "--project-out")
-        vector = self._sources.vector(path, model, layers[0], width)
-        return edits.project_out(text, layers, vector, positions=self.positions)
+    def _project_out(self, model: Model, text: str, layers, path: Path) -> list[Edit]:
+        return [
+            edits.project_out(text, several, vector, positions=self.positions)
+            for several, vector in self._directions(model, text, layers, path, "--project-out", 1 << 30)
+        ]
+
+    def _directions(self, model: Model, text: str, layers, path: Path, option: str, most: int):
+        """Layers and what goes into them: a control vector has a direction of its own for each."""
+        layers, width = _layers(model, text, layers, option)
+        parts = [[layer] for layer in layers] if path.suffix.lower() == ".gguf" else [layers]
+        found = [(part, self._sources.vector(path, model, part[0], width)) for part in parts]
+        for _, vector in found:
+            if vector.ndim > 1 and len(vector) > most:
+                raise FileError(f"{path} holds {len(vector)} directions: {option} adds one")
+        return found
 
     @staticmethod
     def _knockout(model: Model, layers, queries, keys) -> list[Edit]:
