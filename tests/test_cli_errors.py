@@ -262,6 +262,7 @@ def test_a_file_that_cannot_be_read(files: Path, args: tuple[str, ...], name: st
         ("a direction here has 64", "run -p x --project-out l_out 1 F/wide.npy"),
         ("128 wide, the model 64", "run -p x --control-vector F/wide.gguf"),
         ("steers layer 9", "run -p x --control-vector F/deep.gguf 2"),
+        ("it is a text", "show F/corpus.txt"),
         ("which is not (3, 64)", "show F/dump.bin --shape 3,64"),
         ("cannot read", "generate -p x --load-state F/run.npz"),
     ],

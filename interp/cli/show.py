@@ -96,10 +96,14 @@ def _array(path: Path, shape: tuple[int, ...] | None, to: Path | None, site: str
     """A raw dump, or a .npy."""
     if path.suffix.lower() != ".npy" and shape is None:
         count, rest = divmod(path.stat().st_size, 4)
-        if rest:
+        with path.open("rb") as file:
+            head = file.read(256)
+        is_text = head.isascii() and 0 not in head
+        if rest or is_text:
+            why = "it is a text" if is_text else f"{path.stat().st_size} bytes are no whole number of float32"
             raise FileError(
-                f"cannot read {path}: {path.stat().st_size} bytes are no whole number of float32, so it is no raw dump, "
-                "and its name ends in none of .safetensors, .npz, .npy and .gguf"
+                f"cannot read {path}: {why}, so it is no raw dump, and its name ends in none of .safetensors, .npz, .npy "
+                "and .gguf"
             )
         shape = (count,)
         note = "read as raw float32 of one row; --shape N,M gives it the form of its site"
