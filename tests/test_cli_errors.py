@@ -331,10 +331,10 @@ def test_a_failure_after_the_run_leaves_no_file(tmp_path: Path, monkeypatch: pyt
 
 
 def test_an_index_is_refused_where_layers_differ_in_their_heads(tiny: interp.Model, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("interp.cli.edits._n_heads", lambda model: {0: 4, 1: 2, 2: 4, 3: 4})
+    monkeypatch.setattr("interp.cli.names.n_heads_of", lambda model: {0: 4, 1: 2, 2: 4, 3: 4})
     refused(USAGE, "differ in their heads; write LAYER.HEAD", "-p", "x", "-a", "5")
     refused(USAGE, "layer 1 has heads 0 to 1", "-p", "x", "-a", "1.2")
-    monkeypatch.setattr("interp.cli.edits._n_heads", lambda model: {0: 4, 2: 4})
+    monkeypatch.setattr("interp.cli.names.n_heads_of", lambda model: {0: 4, 2: 4})
     refused(USAGE, "differ in their heads", "-p", "x", "-a", "5")
     refused(USAGE, "layer 1 has no attention heads", "-p", "x", "-a", "1.2")
 

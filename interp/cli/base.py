@@ -17,7 +17,6 @@ from .arguments import Number
 
 if TYPE_CHECKING:
     from ..model import Model
-    from ..sites import Site
 
 #: exit codes: a mistake in the arguments, a failure, and what shells give a program that Ctrl-C or a closed pipe ended
 BAD_ARGUMENT, FAILURE, INTERRUPTED, CLOSED_PIPE = 2, 1, 130, 141
@@ -190,41 +189,6 @@ def load(path: str | None, prompt: str | None = None, more: int = 0) -> Model:
     if prompt is not None and not model.tokens(prompt):
         raise click.UsageError("the prompt is empty: -p TEXT needs at least one token")
     return model
-
-
-def place(model: Model, text: str, option: str) -> tuple[str, int, Site]:
-    """The one tensor that a name means: name, layer (-1: outside of the layers), and what it is.
-
-    Raises:
-        UsageError: the name means tensors of several layers.
-        SiteError: no such site or layer.
-    """
-    from ..sites import parse
-
-    layer = parse(text)[1]
-    found = model._table.find(text)
-    if layer is None and any(site.layer >= 0 for site in found):
-        last = found[-1].layer
-        raise click.UsageError(
-            f"{option} {text}: of which layer? Name it, {text}-{last}: without one {len(found)} layers would be meant"
-        )
-    return text, -1 if layer is None else layer, found[-1]
-
-
-def residual_sites(model: Model) -> list[str]:
-    """The names of the per-layer sites that are as wide as the residual stream, in graph order."""
-    from ..errors import RunError
-
-    wide = (s.name for s in last_of_each(model) if s.layer >= 0 and s.shape == (None, model.n_embd))
-    found = list(dict.fromkeys(wide))
-    if not found:
-        raise RunError("this model names no site of the residual stream's shape: see llama-interp sites")
-    return found
-
-
-def last_of_each(model: Model) -> list[Site]:
-    """The sites that a bare name picks: of tensors with one name in one layer the last."""
-    return [s for s in model.sites() if s.occurrence == s.n_occurrences - 1]
 
 
 # // files

@@ -12,10 +12,11 @@ import click
 import numpy as np
 
 from .. import edits, patching
-from ..errors import FileError, SiteError
-from ..sites import at, parse
+from ..errors import FileError
+from ..sites import at
 from .arguments import Head, Heads, Integer, Layers, LayersOrHeads, Number, Position, Positions, Source
-from .base import EditOption, place
+from .base import EditOption
+from .names import as_pair, layers_and_width, n_heads_of, place, row_of
 from .sources import Sources
 
 if TYPE_CHECKING:
@@ -164,7 +165,7 @@ class Edits:
         found: list[Edit] = []
         heads = [head for several in self.ablate for head in several]
         if heads:
-            found.append(self._ablate(model, [_pair(model, head, "--ablate") for head in heads]))
+            found.append(self._ablate(model, [as_pair(model, head, "--ablate") for head in heads]))
         found += self._select(model)
         found += [self._patch(model, *values) for values in self.patch]
         found += [self._patch_avg(model, *values) for values in self.patch_avg]
@@ -193,11 +194,11 @@ class Edits:
     def _select(self, model: Model) -> list[Edit]:
         kept: dict[int, set[int]] = defaultdict(set)
         for layer, head in self.select:
-            layer, head = _pair(model, Head(layer, head), "--select")
+            layer, head = as_pair(model, Head(layer, head), "--select")
             kept[layer].add(head)
         if len(self.select) == 1 and self.positions is None:
             return [patching.keep_only(layer, *heads) for layer, heads in kept.items()]
-        n_heads = _n_heads(model)
+        n_heads = n_heads_of(model)
         return [
             patching.ablate([(layer, h) for h in range(n_heads[layer]) if h not in heads], positions=self.positions)
             for layer, heads in kept.items()
@@ -217,7 +218,7 @@ class Edits:
             array, held, n = source, None, 0
             if not isinstance(source, np.ndarray):
                 array, held, n = source[text, layer], source.positions(text, layer), len(source.tokens)
-            rows.append(np.take(array, [_row(file, first, array.shape[axis], held, n)], axis=axis))
+            rows.append(np.take(array, [row_of(file, first, array.shape[axis], held, n)], axis=axis))
         if rows[0].shape != rows[1].shape:
             raise FileError(f"{path} and {other} hold {rows[0].shape} and {rows[1].shape} of {site.key}: no mean of both")
         return patching.patch(text, layer, (rows[0] + rows[1]) / 2, positions=[to], from_positions=[0])
@@ -236,7 +237,7 @@ class Edits:
 
     def _directions(self, model: Model, text: str, layers, path: Path, option: str, most: int):
         """Layers and what goes into them: a control vector has a direction of its own for each."""
-        layers, width = _layers(model, text, layers, option)
+        layers, width = layers_and_width(model, text, layers, option)
         parts = [[layer] for layer in layers] if path.suffix.lower() == ".gguf" else [layers]
         found = [(part, self._sources.vector(path, model, part[0], width)) for part in parts]
         for _, vector in found:
@@ -250,68 +251,10 @@ class Edits:
             return [edits.knockout(layers, queries, keys)]
         heads: dict[int, list[int]] = defaultdict(list)
         for head in layers:
-            layer, index = _pair(model, head, "--knockout")
+            layer, index = as_pair(model, head, "--knockout")
             heads[layer].append(index)
         return [edits.knockout(layer, queries, keys, heads=chosen) for layer, chosen in heads.items()]
 
     def _scale(self, model: Model, text: str, factor: float) -> Edit:
         model._table.find(text)
         return edits.scale(at(text, positions=self.positions), factor)
-
-
-# // what names mean in a model
-
-
-def _n_heads(model: Model) -> dict[int, int]:
-    """The number of heads of each layer that has attention."""
-    return {site.layer: site.n_head for site in model._table.sites if site.name == "attn_scores"}
-
-
-def _pair(model: Model, head: Head, option: str) -> tuple[int, int]:
-    """Layer and head from 0.
-
-    Raises:
-        UsageError: a number, where layers have different numbers of heads.
-        SiteError: out of range.
-    """
-    n_heads = _n_heads(model)
-    layer, index = head.layer, head.head
-    if layer is None:
-        if len(n_heads) != model.n_layer or len(set(n_heads.values())) != 1:
-            raise click.UsageError(f"{option} {head}: the layers of this model differ in their heads; write LAYER.HEAD")
-        n_head = n_heads[0]
-        if index >= n_head * model.n_layer:
-            raise SiteError(f"{option} {head}: the model has heads 0 to {n_head * model.n_layer - 1}, {n_head} in each layer")
-        return divmod(index, n_head)
-    layer = model._table.layer_index(layer, f"{option} {head}")
-    if layer not in n_heads:
-        raise SiteError(f"{option} {head}: layer {layer} has no attention heads")
-    if not -n_heads[layer] <= index < n_heads[layer]:
-        raise SiteError(f"{option} {head}: layer {layer} has heads 0 to {n_heads[layer] - 1}")
-    return layer, index % n_heads[layer]
-
-
-def _layers(model: Model, text: str, layers, option: str) -> tuple[list[int], int]:
-    """The layers in which a site is meant, and the length of its last axis."""
-    named = parse(text)[1]
-    if named is not None and layers is not None and {model._table.layer_index(il) for il in layers} != {named}:
-        raise click.UsageError(f"{option} {text}: the name says layer {named}, LAYER says {', '.join(map(str, layers))}")
-    if layers is None:
-        sites = model._table.find(text)
-    else:
-        sites = [site for layer in layers for site in model._table.find(text, layer)]
-        layers = [model._table.layer_index(layer) for layer in layers]
-    widths = {site.shape[-1] for site in sites}
-    if len(widths) != 1 or None in widths:
-        raise SiteError(f"{option} {text}: it has no one width that a direction could have")
-    return layers or sorted({site.layer for site in sites}), int(widths.pop())
-
-
-def _row(path: Path, position: int, n_rows: int, held: list[int] | None, n_tokens: int) -> int:
-    """Which row of an array belongs to a position."""
-    n = n_tokens if held is not None else n_rows
-    if not -n <= position < n:
-        raise SiteError(f"position {position} is out of range: {path} has {n}")
-    if held is not None and position % n not in held:
-        raise SiteError(f"{path} does not hold position {position}; it holds {', '.join(map(str, held))}")
-    return position % n if held is None else held.index(position % n)

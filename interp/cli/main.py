@@ -10,12 +10,13 @@ import click
 
 from .. import files
 from ..attention import SITE, attention
-from ..lens import Lens, logit_lens
+from ..lens import logit_lens
 from . import output
 from .arguments import Count, Output
-from .base import Commands, check_outputs, json_option, load, model_option, residual_sites
+from .base import Commands, check_outputs, json_option, load, model_option
 from .edits import Edits, edit_options
 from .generate import continued
+from .names import residual_sites
 from .output import described, lens_json, likeliest, print_json, print_likeliest
 
 if TYPE_CHECKING:

@@ -11,8 +11,9 @@ from .. import plot
 from ..errors import SiteError
 from ..sites import ALIASES
 from . import output
-from .base import json_option, last_of_each, load, model_option
+from .base import json_option, load, model_option
 from .main import cli
+from .names import last_of_each
 from .output import print_json, shape_text
 
 if TYPE_CHECKING:
