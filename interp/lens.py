@@ -123,8 +123,8 @@ class Lens:
             return layers
         if layers == [-1]:
             raise SiteError(
-                f"{self.site!r} comes after the final norm, and a lens would apply that a second time: what it predicts "
-                "are the run's own logits. Read 'l_out'"
+                f"{self.site!r} comes after the final norm, and a lens would apply that a second time: what it "
+                "predicts are the run's own logits. Read 'l_out'"
             )
         return [layer for layer in layers if layer >= 0]
 

@@ -150,7 +150,8 @@ def test_with_edits_alone_both_sides_are_printed():
 def test_a_runs_own_values_patched_in_change_nothing(tmp_path: Path, suffix: str):
     file = tmp_path / f"own{suffix}"
     plain = json_of("-p", PROMPT, "--save", "l_out", file, "--ll", "l_out")
-    patched = json_of("-p", PROMPT, "--ll", "l_out", "--patch", "l_out-2", file, -1, -1, "--patch", "l_out-1", file, 3, 3)
+    flags = ("--patch", "l_out-2", file, -1, -1, "--patch", "l_out-1", file, 3, 3)
+    patched = json_of("-p", PROMPT, "--ll", "l_out", *flags)
     assert same_results(plain, patched) and patched["top"] == patched["top_without_edits"]
 
 
@@ -233,7 +234,8 @@ def test_directions_knockout_and_scale(tiny: interp.Model, tmp_path: Path, rng: 
 
 
 def test_generation_of_the_default_model(default: interp.Model):
-    plain, ablated = (output_of("-p", PROMPT, "-n", 4, *flags) for flags in ([], ["-a", ",".join(f"0.{h}" for h in range(9))]))
+    first_layer = ",".join(f"0.{head}" for head in range(9))
+    plain, ablated = (output_of("-p", PROMPT, "-n", 4, *flags) for flags in ([], ["-a", first_layer]))
     assert plain.startswith(PROMPT + " Paris") and ablated.startswith(PROMPT) and plain != ablated
 
 

@@ -43,7 +43,8 @@ def test_attention_lists_the_strongest_looks_and_holds_every_weight(tiny: interp
         assert pattern["layer"] == 1 and np.array_equal(np.array(pattern["weights"], np.float32), weights)
     assert len(result["attention"]) == tiny.n_head and len(result["edges"]) == 3
     best = result["edges"][0]
-    assert best["weight"] == run["attn_scores", 1][:, 1:].max() == run["attn_scores", 1][best["head"], best["query"], best["key"]]
+    weights = run["attn_scores", 1]
+    assert best["weight"] == weights[:, 1:].max() == weights[best["head"], best["query"], best["key"]]
     assert all(edge["key"] > 0 for edge in json_of("attention", "-p", PROMPT)["edges"])
     text = output_of("attention", "-p", PROMPT, "--layer", -1, "--head", 0, "--queries", "last")
     assert "strongest looks" in text and "␣of" in text
@@ -69,7 +70,8 @@ def test_sites_are_grouped_over_layers_and_aliases_follow(tiny: interp.Model):
     }
     aliases = {row["name"]: row for row in result["aliases"]}
     assert aliases["z"] == {"name": "z", "layers": layers, "is": "kqv_out"}
-    assert aliases["resid_pre"]["is"] == "l_out of the layer before, embd" and aliases["final_norm"]["is"] == "result_norm"
+    assert aliases["resid_pre"]["is"] == "l_out of the layer before, embd"
+    assert aliases["final_norm"]["is"] == "result_norm"
     text = output_of("sites")
     line = next(line for line in text.splitlines() if line.startswith("l_out"))
     assert "0-3" in line and "n_tokens, n_embd" in line and f"n x {tiny.n_embd}" in line

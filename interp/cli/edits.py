@@ -35,7 +35,8 @@ _FIRST = (
      "The same with the mean of two files."),
 )
 _MORE = (
-    (("--steer",), (_TEXT, Layers(), Source(), Number()), "SITE LAYER FILE COEF", "Add COEF times the direction in FILE: .npy, .npz, .safetensors, a control vector, or raw float32."),
+    (("--steer",), (_TEXT, Layers(), Source(), Number()), "SITE LAYER FILE COEF",
+     "Add COEF times the direction in FILE: .npy, .npz, .safetensors, a control vector, or raw float32."),
     (("--project-out",), (_TEXT, Layers(), Source()), "SITE LAYERS FILE", "Remove the direction in FILE, or several."),
     (("--knockout",), (LayersOrHeads(), Positions(), Positions()), "LAYERS QUERIES KEYS",
      "Cut attention from queries to keys; LAYERS may be heads, L.H,L.H."),
@@ -220,7 +221,8 @@ class Edits:
                 array, held, n = source[text, layer], source.positions(text, layer), len(source.tokens)
             rows.append(np.take(array, [row_of(file, first, array.shape[axis], held, n)], axis=axis))
         if rows[0].shape != rows[1].shape:
-            raise FileError(f"{path} and {other} hold {rows[0].shape} and {rows[1].shape} of {site.key}: no mean of both")
+            shapes = f"{rows[0].shape} and {rows[1].shape}"
+            raise FileError(f"{path} and {other} hold {shapes} of {site.key}: there is no mean of both")
         return patching.patch(text, layer, (rows[0] + rows[1]) / 2, positions=[to], from_positions=[0])
 
     def _steer(self, model: Model, text: str, layers, path: Path, coef: float) -> list[Edit]:

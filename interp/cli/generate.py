@@ -75,7 +75,8 @@ def continued(
         click.echo(generation.text if stream else "", nl=stream)
         return generation
     if chat:
-        generation = model.chat([{"role": "user", "content": prompt}], max_tokens=n, edits=edits, on_text=on_text, **sampling)
+        messages = [{"role": "user", "content": prompt}]
+        generation = model.chat(messages, max_tokens=n, edits=edits, on_text=on_text, **sampling)
     else:
         generation = model.generate(prompt, max_tokens=n, edits=edits, on_text=on_text, **sampling)
     if stream:
@@ -129,5 +130,5 @@ def generate(
         temperature=temperature, seed=seed, top_k=top_k, top_p=top_p, stop=stop,
     )
     if as_json:
-        result = {**described(model, edits=built), "prompt": prompt, "text": generation.text, "tokens": generation.tokens}
-        print_json(result | ({"files": [save_state]} if save_state else {}))
+        result = {"prompt": prompt, "text": generation.text, "tokens": generation.tokens}
+        print_json({**described(model, edits=built), **result, "files": [save_state] if save_state else []})

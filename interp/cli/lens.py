@@ -29,7 +29,8 @@ from .output import described, lens_json, print_json
     help="After which token the tables are; negative counts from the end.",
 )
 @click.option(
-    "--token", "tokens", multiple=True, metavar="TEXT", help="Also the rank and the probability of a token over layers; most words begin with a space."
+    "--token", "tokens", multiple=True, metavar="TEXT",
+    help="Also the rank and the probability of a token over layers; most words begin with a space."
 )
 @click.option("--png", type=Output(".png"), help="Draw one site's lens at all positions.", metavar="PATH.png")
 @click.option("--html", type=Output(".html", ".htm"), help="The same as a page with details.", metavar="PATH.html")

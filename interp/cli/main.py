@@ -84,7 +84,8 @@ def cli(
     wants = bool(sites or topk or draw or edits or saves or print_cgraph or n_generate or as_json)
     if ctx.invoked_subcommand is not None:
         if prompt is not None or wants:
-            raise click.UsageError(f"options other than -m come after the command: llama-interp {ctx.invoked_subcommand} …")
+            command = f"llama-interp {ctx.invoked_subcommand} …"
+            raise click.UsageError(f"options other than -m come after the command: {command}")
         return
     if prompt is None:
         if wants:
@@ -165,7 +166,8 @@ def part_of(run: Run, sites: list[str]) -> Run:
         keys += found.values() if isinstance(found, dict) else [found]
     keys = list(dict.fromkeys(keys))
     arrays, labels = {key: run._arrays[key] for key in keys}, {key: run._labels[key] for key in keys}
-    return Run(run.tokens, run.pieces, None, arrays, labels, run.model, run.info, {key: run._parts[key] for key in keys})
+    parts = {key: run._parts[key] for key in keys}
+    return Run(run.tokens, run.pieces, None, arrays, labels, run.model, run.info, parts)
 
 
 def save_sites(run: Run, saves: tuple[tuple[str, Path], ...]) -> list[Path]:

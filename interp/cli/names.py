@@ -66,7 +66,8 @@ def as_pair(model: Model, head: Head, option: str) -> tuple[int, int]:
             raise click.UsageError(f"{option} {head}: the layers of this model differ in their heads; write LAYER.HEAD")
         n_head = n_heads[0]
         if index >= n_head * model.n_layer:
-            raise SiteError(f"{option} {head}: the model has heads 0 to {n_head * model.n_layer - 1}, {n_head} in each layer")
+            last = n_head * model.n_layer - 1
+            raise SiteError(f"{option} {head}: the model has heads 0 to {last}, {n_head} in each layer")
         return divmod(index, n_head)
     layer = model._table.layer_index(layer, f"{option} {head}")
     if layer not in n_heads:
@@ -80,7 +81,8 @@ def layers_and_width(model: Model, text: str, layers, option: str) -> tuple[list
     """The layers in which a site is meant, and the length of its last axis."""
     named = parse(text)[1]
     if named is not None and layers is not None and {model._table.layer_index(il) for il in layers} != {named}:
-        raise click.UsageError(f"{option} {text}: the name says layer {named}, LAYER says {', '.join(map(str, layers))}")
+        said = ", ".join(map(str, layers))
+        raise click.UsageError(f"{option} {text}: the name says layer {named}, LAYER says {said}")
     if layers is None:
         sites = model._table.find(text)
     else:

@@ -112,10 +112,11 @@ def likeliest(run: Run, k: int) -> list[dict]:
     high = float(logits.max())
     total = np.exp(logits.astype(np.float64) - high).sum()
     ids = np.argsort(-logits, kind="stable")[:k].tolist()
-    return [
-        {"id": token, "piece": piece, "prob": float(np.exp(logits[token] - high) / total), "logit": float(logits[token])}
-        for token, piece in zip(ids, run.model.pieces(ids))
-    ]
+    found = []
+    for token, piece in zip(ids, run.model.pieces(ids)):
+        logit = float(logits[token])
+        found.append({"id": token, "piece": piece, "prob": float(np.exp(logit - high) / total), "logit": logit})
+    return found
 
 
 def lens_json(lens: Lens) -> dict:

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import click
+import numpy as np
 
 from .. import files, plot
 from ..arrays import load_array, save_array
@@ -29,7 +30,7 @@ _LAYER = re.compile(r"(.+?)[-.](\d+)(#.*|)")
 
 @cli.command()
 @click.argument("path", type=Source(), metavar="FILE")
-@click.option("--shape", type=Shape(), metavar="N,M", help="Of a raw dump of float32, which has no header; one may be -1.")
+@click.option("--shape", type=Shape(), metavar="N,M", help="Of a raw dump of float32, without a header; one may be -1.")
 @click.option("--site", metavar="SITE", help="What a raw dump, .npy or foreign file is of, such as l_out-15; for --to.")
 @click.option("--to", type=Output(*files.SUFFIXES), metavar="OUT", help="Convert to .safetensors or .npz.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
@@ -102,8 +103,8 @@ def _array(path: Path, shape: tuple[int, ...] | None, to: Path | None, site: str
         if rest or is_text:
             why = "it is a text" if is_text else f"{path.stat().st_size} bytes are no whole number of float32"
             raise FileError(
-                f"cannot read {path}: {why}, so it is no raw dump, and its name ends in none of .safetensors, .npz, .npy "
-                "and .gguf"
+                f"cannot read {path}: {why}, so it is no raw dump, and its name ends in none of .safetensors, "
+                ".npz, .npy and .gguf"
             )
         shape = (count,)
         note = "read as raw float32 of one row; --shape N,M gives it the form of its site"
@@ -136,7 +137,7 @@ def _control_vector(path: Path, to: Path | None) -> dict:
     arrays = {f"direction.{layer}": direction for layer, direction in vector.directions.items()}
     found: dict = {"file": path, "kind": "control vector", "made for": vector.model_hint or "not said"}
     found["arrays"] = [
-        {"name": name, "shape": list(a.shape), "type": str(a.dtype), "length": float((a.astype("f8") ** 2).sum() ** 0.5)}
+        {"name": name, "shape": list(a.shape), "type": str(a.dtype), "length": float(np.linalg.norm(a.astype("f8")))}
         for name, a in arrays.items()
     ]
     if to is not None:
@@ -167,7 +168,8 @@ def _print(found: dict) -> None:
             click.echo(f"{name:<10}  {_short(value)}")
     click.echo()
     rows = _grouped(found["arrays"])
-    columns = [key for key in ("axes", "heads", "positions", "length", "min", "mean", "max") if any(key in row for row in rows)]
+    known = ("axes", "heads", "positions", "length", "min", "mean", "max")
+    columns = [key for key in known if any(key in row for row in rows)]
     made = output.table("array", "layers", "shape", "type", *columns)
     for row in rows:
         cells = (row["name"] or "-", plot.spans(row["layers"]) or "-", shape_text(row["shape"]), row["type"])
@@ -190,7 +192,8 @@ def _grouped(rows: list[dict]) -> list[dict]:
     """What layers have in common in one row: a file may hold dozens of layers of many sites."""
     groups: dict[str, dict] = {}
     for row in rows:
-        head, layer, tail = _LAYER.fullmatch(row["name"]).groups() if _LAYER.fullmatch(row["name"]) else (row["name"], None, "")
+        match = _LAYER.fullmatch(row["name"])
+        head, layer, tail = match.groups() if match else (row["name"], None, "")
         same = json.dumps({**row, "name": (head, tail)}, default=str)
         group = groups.setdefault(same, {**row, "name": head + tail, "layers": []})
         group["layers"] += [] if layer is None else [int(layer)]

@@ -41,7 +41,7 @@ def sites(path: str | None, as_json: bool) -> None:
     for row in aliases:
         made.add_row(row["name"], plot.spans(row["layers"]) or "-", row["is"] or "not named by this architecture")
     output.show(made)
-    click.echo("\nA name may carry its layer, l_out-5, and, of several in a layer, which: Qcur-5#0; without # the last.")
+    click.echo("\nA name may carry its layer, l_out-5, and which of several in a layer, Qcur-5#0; without # the last.")
 
 
 def _rows(found: list[Site]) -> list[dict]:

@@ -28,10 +28,10 @@ from .output import described, print_json
     "--top", type=Count(0, 4096), default=10, show_default=True, metavar="K",
     help="Largest values kept of each channel, with the tokens around them.",
 )
-@click.option("--skip-first", is_flag=True, help="Leave out the first token of each context, where attention sinks sit.")
+@click.option("--skip-first", is_flag=True, help="Leave out the first token of each context, where sinks sit.")
 @click.option("--max-tokens", type=Count(1), metavar="N", help="End after so many tokens.")
 @click.option("--topk", type=Count(1), default=20, show_default=True, metavar="K", help="Channels listed.")
-@click.option("--out", type=Output(*files.SUFFIXES), metavar="FILE", help="Save everything, for show and --ablate-from.")
+@click.option("--out", type=Output(*files.SUFFIXES), metavar="FILE", help="Save everything; also for --ablate-from.")
 @click.option("--png", type=Output(".png"), metavar="PATH.png", help="Draw the outlier channels of one site.")
 @click.option("--html", type=Output(".html", ".htm"), metavar="PATH.html", help="The same as a page with details.")
 @edit_options()
