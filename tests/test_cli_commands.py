@@ -4,9 +4,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -128,6 +130,72 @@ def test_doctor_names_a_missing_library(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("interp.native.abi_status", lambda: {"ok": False, "detail": "no library: run build.py"})
     result = call("doctor")
     assert result.exit_code == 1 and "missing" in result.output and "no library: run build.py" in result.output
+
+
+# What goes to the model, whatever it does with it
+
+
+class Recorder:
+    """A model, or a result, that notes what it is called with."""
+
+    path, name, arch, n_layer, n_head, n_embd, n_vocab = "a.gguf", "a", "llama", 2, 2, 8, 16
+
+    def __init__(self):
+        self.calls: list[tuple] = []
+
+    def tokens(self, text: str) -> list[int]:
+        return [1] * len(text)
+
+    def _generation(self, name: str, given, options: dict):
+        on_text = options.pop("on_text", None)
+        self.calls.append((name, given, options))
+        for piece in (" so", " it", " goes") if on_text else ():
+            on_text(piece)
+        return SimpleNamespace(text=" so it goes", tokens=[1, 2, 3])
+
+    def generate(self, prompt, **options):
+        return self._generation("generate", prompt, options)
+
+    def chat(self, messages, **options):
+        return self._generation("chat", messages, options)
+
+    def prefix(self, prompt):
+        self.calls.append(("prefix", prompt))
+        return contextlib.nullcontext()
+
+    def save_state(self, path):
+        self.calls.append(("save_state", path))
+
+    def load_state(self, path):
+        self.calls.append(("load_state", path))
+
+
+@pytest.fixture
+def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
+    made = Recorder()
+    monkeypatch.setattr(interp, "Model", lambda path=None, **_: made)
+    return made
+
+
+def test_every_option_of_a_generation_reaches_the_model(recorder: Recorder, tmp_path: Path):
+    plain = {"max_tokens": 64, "edits": [], "temperature": 0.0, "seed": 0, "top_k": 0, "top_p": 1.0, "stop": ()}
+    flags = "--temperature 0.5 --seed 3 --top-k 4 --top-p 0.9 -n 7 --stop a --stop b".split()
+    chosen = {"max_tokens": 7, "edits": [], "temperature": 0.5, "seed": 3, "top_k": 4, "top_p": 0.9, "stop": ("a", "b")}
+    assert output_of("generate", "-p", "Hi,") == "Hi, so it goes\n"
+    assert output_of("generate", "-p", "Hi", "--chat", *flags) == " so it goes\n"
+    assert json_of("generate", "-p", "Hi", *flags)["text"] == " so it goes"
+    messages = [{"role": "user", "content": "Hi"}]
+    assert recorder.calls == [("generate", "Hi,", plain), ("chat", messages, chosen), ("generate", "Hi", chosen)]
+
+
+def test_a_state_is_saved_before_and_loaded_before_the_generation(recorder: Recorder, tmp_path: Path):
+    path = tmp_path / "s.safetensors"
+    output_of("generate", "-p", "Hi", "--save-state", path)
+    assert [call[0] for call in recorder.calls] == ["prefix", "save_state", "generate"]
+    path.write_text("a state")
+    recorder.calls.clear()
+    output_of("generate", "-p", "Hi", "--load-state", path)
+    assert [call[0] for call in recorder.calls] == ["load_state", "generate"] and recorder.calls[0][1] == path
 
 
 # Generation and states

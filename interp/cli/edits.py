@@ -199,7 +199,7 @@ class Edits:
             kept[layer].add(head)
         if len(self.select) == 1 and self.positions is None:
             return [patching.keep_only(layer, *heads) for layer, heads in kept.items()]
-        n_heads = n_heads_of(model)
+        n_heads = n_heads_of(model) if kept else {}
         return [
             patching.ablate([(layer, h) for h in range(n_heads[layer]) if h not in heads], positions=self.positions)
             for layer, heads in kept.items()
