@@ -1,6 +1,6 @@
 """The command `llama-interp`: analyses of one prompt from the shell."""
 
-from .main import cli
+from .root import cli
 
 # the commands enter themselves into the group
 from . import attention, doctor, generate, graph, lens, run, show, sites, stats, sweep  # noqa: E402, F401  isort: skip

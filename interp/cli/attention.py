@@ -16,8 +16,8 @@ from . import output
 from .arguments import Count, Integer, Output, Positions
 from .base import check_outputs, json_option, load, model_option, prompt_option
 from .edits import Edits, edit_options
-from .main import cli, runs
 from .output import described, print_json
+from .root import cli, runs
 
 if TYPE_CHECKING:
     from ..run import Run

@@ -6,8 +6,8 @@ import click
 
 from ..errors import InterpError
 from .base import FAILURE, json_option
-from .main import cli
 from .output import print_json
+from .root import cli
 
 
 @cli.command()

@@ -9,7 +9,7 @@ import click
 from .arguments import Output
 from .base import load, model_option, prompt_option
 from .edits import Edits, edit_options
-from .main import cli
+from .root import cli
 
 
 @cli.command()

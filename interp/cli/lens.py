@@ -14,9 +14,9 @@ from . import output
 from .arguments import Count, Folder, Output, Position
 from .base import check_outputs, json_option, load, model_option, prompt_option
 from .edits import Edits, edit_options
-from .main import cli, runs
 from .names import residual_sites
 from .output import described, lens_json, print_json
+from .root import cli, runs
 
 
 @cli.command()

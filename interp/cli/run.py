@@ -12,8 +12,8 @@ from .arguments import Count, Output
 from .base import check_outputs, json_option, load, model_option, prompt_option
 from .edits import Edits, edit_options
 from .generate import check_state, state_options, write_state
-from .main import cli, runs, save_sites
 from .output import described, likeliest, print_json, print_likeliest
+from .root import cli, runs, save_sites
 
 
 @cli.command()

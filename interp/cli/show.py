@@ -17,8 +17,8 @@ from ..run import FORMAT, Run
 from ..sites import parse
 from . import output
 from .arguments import Output, Shape, Source
-from .main import cli
 from .output import print_json, shape_text
+from .root import cli
 
 _LONGEST = 100
 

@@ -12,9 +12,9 @@ from ..errors import SiteError
 from ..sites import ALIASES
 from . import output
 from .base import json_option, load, model_option
-from .main import cli
 from .names import last_of_each
 from .output import print_json, shape_text
+from .root import cli
 
 if TYPE_CHECKING:
     from ..model import Model

@@ -12,8 +12,8 @@ from . import output
 from .arguments import Count, Layers, Output, Source
 from .base import check_outputs, json_option, load, model_option
 from .edits import Edits, edit_options
-from .main import cli
 from .output import described, print_json
+from .root import cli
 
 
 @cli.command()

@@ -11,8 +11,8 @@ from ..errors import RunError
 from . import output
 from .arguments import Count, Layers, Output, Positions
 from .base import check_outputs, json_option, load, model_option
-from .main import cli
 from .output import described, print_json
+from .root import cli
 
 
 @cli.command()
