@@ -111,7 +111,7 @@ class Attention:
         head = _within(head, heads, self._n_heads[self._layer(layer)], "head")[0]
         return head, weights[heads.index(head)]
 
-    def _labels(self, weights: np.ndarray) -> tuple[list[str], list[str]]:
+    def _labels(self, layer: int, weights: np.ndarray) -> tuple[list[str], list[str]]:
         """Texts of the queries and of the keys."""
         if getattr(self._run, "n_prefix", 0):
             raise SiteError(
@@ -119,12 +119,21 @@ class Attention:
                 "after model.prefix(None)"
             )
         n_query, n_key = weights.shape[-2:]
-        if not n_query == n_key == len(self.pieces):
-            raise SiteError(
-                f"this run holds {n_query} of {len(self.pieces)} queries and does not know which: "
-                "to draw them, capture attn_scores of all positions"
-            )
-        return self.pieces, self.pieces
+        queries = self._run.positions(SITE, self._layer(layer))
+        # A prefix has keys too, in front of the prompt's.
+        keys = ["…"] * (n_key - len(self.pieces)) + self.pieces
+        if len(queries) != n_query or len(keys) != n_key:
+            raise SiteError(f"this run holds {n_query} queries and {n_key} keys of {len(self.pieces)} tokens")
+        return [self.pieces[query] for query in queries], keys
+
+    def _drawn(self, layer: int, weights: np.ndarray) -> np.ndarray:
+        """The weights with NaN where a causal model cannot look; pictures of all queries see that by themselves."""
+        queries = self._run.positions(SITE, self._layer(layer))
+        n_key = weights.shape[-1]
+        if len(queries) == n_key:
+            return weights
+        hidden = np.arange(n_key)[None, :] > np.asarray(queries)[:, None] + (n_key - len(self.pieces))
+        return np.where(hidden & (weights == 0), np.nan, weights)
 
     def plot(self, path: str | os.PathLike, layer: int | None = None, head: int | None = None) -> None:
         """Draws attention as PNG: queries down, keys across, what a causal model cannot see in grey.
@@ -140,11 +149,12 @@ class Attention:
             heads, weights = self._patterns(layer)
             layer = self._layer(layer)
             titles = [f"layer {layer} head {h}" for h in heads]
-            plot.attention_layer_png(path, weights, *self._labels(weights), titles, self._title(f"layer {layer}"))
+            title = self._title(f"layer {layer}")
+            plot.attention_layer_png(path, self._drawn(layer, weights), *self._labels(layer, weights), titles, title)
         else:
             head, weights = self._head(layer, head)
             title = self._title(f"layer {self._layer(layer)} head {head}")
-            plot.attention_head_png(path, weights, *self._labels(weights), title)
+            plot.attention_head_png(path, self._drawn(layer, weights), *self._labels(layer, weights), title)
 
     def _overview(self, path: str | os.PathLike) -> None:
         side = int(np.clip(_PIXELS // max(len(self.layers), len(self.heads)) - 4, 6, 64))
@@ -152,7 +162,7 @@ class Attention:
         for y, layer in enumerate(self.layers):
             heads, weights = self._patterns(layer)
             for head, pattern in zip(heads, weights):
-                cells[y, self.heads.index(head)] = plot.thumbnail(pattern, side)
+                cells[y, self.heads.index(head)] = plot.thumbnail(self._drawn(layer, pattern), side)
         title = self._title("every layer and head")
         plot.attention_overview_png(path, self.layers, self.heads, cells, title)
 
@@ -160,7 +170,7 @@ class Attention:
         """Writes one head as an HTML page that works offline; hovering names query, key and weight."""
         head, weights = self._head(layer, head)
         title = self._title(f"layer {self._layer(layer)} head {head}")
-        plot.attention_html(path, weights, *self._labels(weights), title)
+        plot.attention_html(path, self._drawn(layer, weights), *self._labels(layer, weights), title)
 
     def _title(self, what: str) -> str:
         run = self._run

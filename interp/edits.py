@@ -161,7 +161,7 @@ def steer(site: str, layer, vector, coef: float = 1.0, positions=None) -> Edit:
     return Edit("steer", add(at(site, layers=layer, positions=positions), _number(coef, "coef") * _as_value(vector)).changes)
 
 
-def project_out(site: str, layers, direction) -> Edit:
+def project_out(site: str, layers, direction, positions=None) -> Edit:
     """Remove a direction from a site, so that nothing after it can read what lies along it: directional ablation.
 
     Method: Arditi et al., "Refusal in Language Models Is Mediated by a Single Direction" (arXiv:2406.11717).
@@ -170,6 +170,7 @@ def project_out(site: str, layers, direction) -> Edit:
         site: a site whose last axis is as wide as the direction.
         layers: one layer or several; None: all.
         direction: ``(width,)`` of any length but zero, or ``(k, width)``: the whole subspace is removed.
+        positions: as in :func:`interp.at`; None: all.
 
     Raises:
         EditError: a direction of length zero, or directions that depend on each other.
@@ -185,7 +186,7 @@ def project_out(site: str, layers, direction) -> Edit:
             raise EditError(f"A direction of width {len(basis)} cannot be removed from {place.site.key}, {x.shape[-1]} wide.")
         return x - (x @ basis) @ back
 
-    return _edit("project_out", at(site, layers=layers), build)
+    return _edit("project_out", at(site, layers=layers, positions=positions), build)
 
 
 def _number(value, name: str) -> float:

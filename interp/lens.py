@@ -82,6 +82,7 @@ class Lens:
             raise RunError(f"k must be at least 1, not {k}")
         if not self.layers:
             raise SiteError(f"this run did not capture {site!r}: run again with capture=({site!r},)")
+        self.layers = self._readable(self.layers)
         for layer in self.layers:
             self._check(layer)
 
@@ -112,6 +113,20 @@ class Lens:
                 f"{self.site!r} of layer {layer} holds {shape[0]} of {len(self.tokens)} positions: "
                 'run again with all positions and logits="all"'
             )
+
+    def _readable(self, layers: list[int]) -> list[int]:
+        """The layers without what comes after the last of them: that went through the final norm already."""
+        if -1 not in layers:
+            return layers
+        table = self._model._table
+        if not any(table.is_after_layers(site.key) for site in table.find(self.site)):
+            return layers
+        if layers == [-1]:
+            raise SiteError(
+                f"{self.site!r} comes after the final norm, and a lens would apply that a second time: what it "
+                "predicts are the run's own logits. Read 'l_out'"
+            )
+        return [layer for layer in layers if layer >= 0]
 
     def _blocks(self, layer: int) -> Iterable[tuple[slice, np.ndarray]]:
         """The logits of one captured layer in blocks of rows, each with its slice of positions."""

@@ -79,6 +79,9 @@ class FakeRun:
     def layers(self, site: str) -> list[int]:
         return sorted(layer for name, layer in self._values if name == site)
 
+    def positions(self, site: str, layer: int) -> list[int]:
+        return list(range(len(self.tokens)))
+
     def top(self, k: int = 5, position: int = -1) -> list[tuple[str, float]]:
         e = np.exp(self.logits[position].astype(np.float64))
         ids = np.argsort(-e)[:k]

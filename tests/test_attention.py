@@ -62,13 +62,18 @@ def test_a_run_of_some_heads_needs_their_names(run: FakeRun, monkeypatch: pytest
     assert np.array_equal(drawn[0][1], run["attn_scores", 1][1]) and "head 2" in drawn[0][4]
 
 
-def test_a_run_of_some_queries_is_read_but_not_drawn(run: FakeRun, tmp_path: Path):
+def test_a_run_of_some_queries_is_drawn_with_their_tokens(run: FakeRun, monkeypatch: pytest.MonkeyPatch):
     for layer in range(4):
         run._values["attn_scores", layer] = run["attn_scores", layer][:, 2:3]
-    maps = attention(run)
+    run.positions = lambda site, layer: [2]
+    maps, drawn = attention(run), []
     assert maps.pattern(0).shape == (3, 1, 7)
-    with pytest.raises(SiteError, match="1 of 7 queries"):
-        maps.plot(tmp_path / "a.png", layer=0, head=0)
+    monkeypatch.setattr(plot, "attention_head_png", lambda *args: drawn.append(args))
+    maps.plot("a.png", layer=0, head=0)
+    _, weights, queries, keys, _ = drawn[0]
+    assert queries == [run.pieces[2]] and keys == run.pieces
+    # What comes after the query is no weight of zero: it cannot be seen.
+    assert np.isnan(weights[0, 3:]).all() and np.array_equal(weights[0, :3], maps.pattern(0)[0, 0, :3])
 
 
 def test_what_is_not_there_names_what_is(run: FakeRun, tmp_path: Path):

@@ -25,7 +25,7 @@ def unreachable(pattern: np.ndarray) -> np.ndarray:
 
 def _weights(axes, pattern: np.ndarray, top: float):
     axes.set_facecolor(_BLANK)
-    masked = np.ma.masked_array(pattern, unreachable(pattern))
+    masked = np.ma.masked_array(pattern, unreachable(pattern) | np.isnan(pattern))
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
     return axes.imshow(masked, cmap="Blues", vmin=0, vmax=top, aspect="auto", interpolation="nearest")

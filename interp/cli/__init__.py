@@ -1,0 +1,15 @@
+"""The command `llama-interp`: analyses of one prompt from the shell."""
+
+from .root import cli
+
+# the commands enter themselves into the group
+from . import attention, doctor, generate, graph, lens, run, show, sites, stats, sweep  # noqa: E402, F401  isort: skip
+
+cli.add_command(generate.generate)
+
+__all__ = ["cli", "main"]
+
+
+def main() -> None:
+    """The console script's entry point."""
+    cli(prog_name="llama-interp")

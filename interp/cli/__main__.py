@@ -1,0 +1,5 @@
+"""`python -m interp.cli`."""
+
+from . import main
+
+main()

@@ -1,0 +1,295 @@
+"""The subcommands of `llama-interp`: what they compute, print and write."""
+
+# ruff: noqa: F811  fixtures that are imported
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import interp
+from cli_calls import OTHER, PROMPT, call, default, json_of, loaded, output_of, rome, same_results, saved_of, top_of
+
+def test_lens_finds_a_token_over_layers_and_draws(tiny: interp.Model, tmp_path: Path):
+    png, html = tmp_path / "a.png", tmp_path / "a.html"
+    args = ("lens", "-p", PROMPT, "--token", " Paris", "--position", 2, "--png", png, "--html", html, "--topk", 2)
+    text = output_of(*args)
+    lens = interp.logit_lens(tiny, PROMPT)
+    assert "at position 2" in text and text.endswith(f"wrote {png}\nwrote {html}\n")
+    rows = [line.split() for line in text.split("rank and probability of ␣Paris")[1].splitlines()[3 : 3 + tiny.n_layer]]
+    assert [int(row[1]) for row in rows] == (lens.rank(" Paris")[:, 2] + 1).tolist()
+    found = json_of(*args)["logit_lens"][0]["tokens"][0]
+    assert found["token"] == " Paris" and np.array_equal(found["prob"], lens.prob(" Paris"))
+    Image.open(png).verify()
+
+
+def test_lens_writes_every_site_into_a_new_folder(tmp_path: Path):
+    output_of("lens", "-p", PROMPT, "l_out", "ffn_out-1", "--out", tmp_path / "o")
+    assert sorted(os.listdir(tmp_path / "o")) == [
+        "lens-ffn_out-1.html", "lens-ffn_out-1.png", "lens-l_out.html", "lens-l_out.png",
+    ]
+
+
+def test_attention_lists_the_strongest_looks_and_holds_every_weight(tiny: interp.Model, tmp_path: Path):
+    run = tiny.run(PROMPT, capture="attn_scores")
+    result = json_of("attention", "-p", PROMPT, "--layer", 1, "--topk", 3, "--first")
+    for pattern in result["attention"]:
+        weights = run["attn_scores", 1][pattern["head"]]
+        assert pattern["layer"] == 1 and np.array_equal(np.array(pattern["weights"], np.float32), weights)
+    assert len(result["attention"]) == tiny.n_head and len(result["edges"]) == 3
+    best = result["edges"][0]
+    weights = run["attn_scores", 1]
+    assert best["weight"] == weights[:, 1:].max() == weights[best["head"], best["query"], best["key"]]
+    assert all(edge["key"] > 0 for edge in json_of("attention", "-p", PROMPT)["edges"])
+    text = output_of("attention", "-p", PROMPT, "--layer", -1, "--head", 0, "--queries", "last")
+    assert "strongest looks" in text and "␣of" in text
+
+
+def test_attention_draws_a_head_a_grid_and_everything(tmp_path: Path):
+    for i, flags in enumerate((
+        [], ["--layer", 1], ["--layer", 1, "--head", 2, "--html", tmp_path / "a.html"],
+        ["--layer", 1, "--head", 2, "--queries", "3,-1"],
+    )):
+        path = tmp_path / f"{i}.png"
+        assert f"wrote {path}" in output_of("attention", "-p", PROMPT, "--png", path, *flags)
+        Image.open(path).verify()
+
+
+def test_sites_are_grouped_over_layers_and_aliases_follow(tiny: interp.Model):
+    result = json_of("sites")
+    rows = {row["name"]: row for row in result["sites"]}
+    layers = list(range(tiny.n_layer))
+    assert rows["l_out"] == {
+        "name": "l_out", "layers": layers, "axes": ["n_tokens", "n_embd"], "shape": [None, tiny.n_embd],
+        "occurrences": 1,
+    }
+    aliases = {row["name"]: row for row in result["aliases"]}
+    assert aliases["z"] == {"name": "z", "layers": layers, "is": "kqv_out"}
+    assert aliases["resid_pre"]["is"] == "l_out of the layer before, embd"
+    assert aliases["final_norm"]["is"] == "result_norm"
+    text = output_of("sites")
+    line = next(line for line in text.splitlines() if line.startswith("l_out"))
+    assert "0-3" in line and "n_tokens, n_embd" in line and f"n x {tiny.n_embd}" in line
+
+
+def test_graph_shows_what_edits_added_in_three_forms(tmp_path: Path):
+    text = output_of("graph", "-p", PROMPT, "-a", "1.2")
+    assert "added by zero ablation" in text and text == output_of("graph", "-p", PROMPT, "-a", "1.2", "--text")
+    assert "added by" not in output_of("graph", "-p", PROMPT)
+    nodes = json.loads(output_of("graph", "-p", PROMPT, "-a", "1.2", "--json"))["nodes"]
+    assert len(nodes) == len(text.splitlines())
+    dot = output_of("graph", "-p", PROMPT, "--dot")
+    output_of("graph", "-p", PROMPT, "--out", tmp_path / "g.dot")
+    assert (tmp_path / "g.dot").read_text() == dot
+
+
+def test_show_tells_what_files_hold(tiny: interp.Model, rome: Path, tmp_path: Path):
+    text = output_of("show", rome)
+    assert OTHER in text and "Col" in text and "l_out#0   0-3" in text
+    result = json_of("show", rome)
+    assert result["kind"] == "run" and result["tokens"] == tiny.tokens(OTHER) and len(result["arrays"]) == tiny.n_layer
+    interp.ControlVector({2: np.ones(64)}, "llama").save(tmp_path / "v.gguf")
+    assert json_of("show", tmp_path / "v.gguf")["arrays"] == [
+        {"name": "direction.2", "shape": [64], "type": "float32", "length": 8.0}
+    ]
+    np.savez(tmp_path / "x.npz", a=np.zeros((2, 3)))
+    assert json_of("show", tmp_path / "x.npz")["arrays"] == [{"name": "a", "shape": [2, 3], "type": "float64"}]
+
+
+def test_a_raw_dump_is_shown_by_shape_and_converted(tiny: interp.Model, tmp_path: Path):
+    run, dump, to = tiny.run(OTHER, capture="l_out"), tmp_path / "l_out-2.bin", tmp_path / "a.safetensors"
+    run["l_out", 2].tofile(dump)
+    row = json_of("show", dump, "--shape", "-1,64", "--to", to)["arrays"][0]
+    assert row["shape"] == list(run["l_out", 2].shape) and row["max"] == run["l_out", 2].max()
+    assert json_of("show", dump)["arrays"][0]["shape"] == [run["l_out", 2].size]
+    assert np.array_equal(interp.load_array(to, site="l_out", layer=2), run["l_out", 2])
+    # The converted file serves as well as the dump.
+    assert same_results(*(json_of("-p", PROMPT, "--patch", "l_out-2", file, 1, -1) for file in (dump, to)))
+
+
+def test_a_run_file_is_converted_whole(rome: Path, tmp_path: Path):
+    output_of("show", rome, "--to", tmp_path / "a.safetensors")
+    a, b = interp.Run.load(rome), interp.Run.load(tmp_path / "a.safetensors")
+    assert a.tokens == b.tokens and np.array_equal(a["l_out"], b["l_out"])
+
+
+def test_doctor_finds_library_and_model(model: interp.Model):
+    library, default = output_of("doctor").splitlines()
+    assert library.split()[:3] == ["native", "library", "ok"] and default.split()[:3] == ["default", "model", "ok"]
+    assert default.endswith(".gguf") and json_of("doctor")["default model"]["ok"]
+
+
+def test_doctor_names_a_missing_library(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("interp.native.abi_status", lambda: {"ok": False, "detail": "no library: run build.py"})
+    result = call("doctor")
+    assert result.exit_code == 1 and "missing" in result.output and "no library: run build.py" in result.output
+
+
+# What goes to the model, whatever it does with it
+
+
+class Recorder:
+    """A model, or a result, that notes what it is called with."""
+
+    path, name, arch, n_layer, n_head, n_embd, n_vocab = "a.gguf", "a", "llama", 2, 2, 8, 16
+
+    def __init__(self):
+        self.calls: list[tuple] = []
+
+    def tokens(self, text: str) -> list[int]:
+        return [1] * len(text)
+
+    def _generation(self, name: str, given, options: dict):
+        on_text = options.pop("on_text", None)
+        self.calls.append((name, given, options))
+        for piece in (" so", " it", " goes") if on_text else ():
+            on_text(piece)
+        return SimpleNamespace(text=" so it goes", tokens=[1, 2, 3])
+
+    def generate(self, prompt, **options):
+        return self._generation("generate", prompt, options)
+
+    def chat(self, messages, **options):
+        return self._generation("chat", messages, options)
+
+    def prefix(self, prompt):
+        self.calls.append(("prefix", prompt))
+        return contextlib.nullcontext()
+
+    def save_state(self, path):
+        self.calls.append(("save_state", path))
+
+    def load_state(self, path):
+        self.calls.append(("load_state", path))
+
+
+@pytest.fixture
+def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
+    made = Recorder()
+    monkeypatch.setattr(interp, "Model", lambda path=None, **_: made)
+    return made
+
+
+def test_every_option_of_a_generation_reaches_the_model(recorder: Recorder, tmp_path: Path):
+    plain = {"max_tokens": 64, "edits": [], "temperature": 0.0, "seed": 0, "top_k": 0, "top_p": 1.0, "stop": ()}
+    flags = "--temperature 0.5 --seed 3 --top-k 4 --top-p 0.9 -n 7 --stop a --stop b".split()
+    chosen = {"max_tokens": 7, "edits": [], "temperature": 0.5, "seed": 3, "top_k": 4, "top_p": 0.9, "stop": ("a", "b")}
+    assert output_of("generate", "-p", "Hi,") == "Hi, so it goes\n"
+    assert output_of("generate", "-p", "Hi", "--chat", *flags) == " so it goes\n"
+    assert json_of("generate", "-p", "Hi", *flags)["text"] == " so it goes"
+    messages = [{"role": "user", "content": "Hi"}]
+    assert recorder.calls == [("generate", "Hi,", plain), ("chat", messages, chosen), ("generate", "Hi", chosen)]
+
+
+def test_a_state_is_saved_before_and_loaded_before_the_generation(recorder: Recorder, tmp_path: Path):
+    path = tmp_path / "s.safetensors"
+    output_of("generate", "-p", "Hi", "--save-state", path)
+    assert [call[0] for call in recorder.calls] == ["prefix", "save_state", "generate"]
+    path.write_text("a state")
+    recorder.calls.clear()
+    output_of("generate", "-p", "Hi", "--load-state", path)
+    assert [call[0] for call in recorder.calls] == ["load_state", "generate"] and recorder.calls[0][1] == path
+
+
+# Generation and states
+
+
+def test_generate_takes_every_option_of_the_model(tiny: interp.Model):
+    options = {"temperature": 0.8, "seed": 3, "top_k": 40, "top_p": 0.9}
+    flags = [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", value)]
+    wanted = tiny.generate(PROMPT, 12, edits=interp.ablate([(1, 2)]), **options)
+    found = json_of("generate", "-p", PROMPT, "-n", 12, "-a", "1.2", *flags)
+    assert found["text"] == wanted.text and found["tokens"] == wanted.tokens and found["prompt"] == PROMPT
+    assert output_of("generate", "-p", PROMPT, "-n", 12, "-a", "1.2", *flags) == PROMPT + wanted.text + "\n"
+    assert json_of("generate", "-p", PROMPT, "-n", 12, *flags)["tokens"] != wanted.tokens
+
+
+def test_edits_of_generated_tokens_alone_leave_the_first_one(default: interp.Model):
+    flags = ["-a", ",".join(f"{layer}.{head}" for layer in range(30) for head in range(9)), "--positions", "generated"]
+    text = output_of("generate", "-p", PROMPT, "-n", 4, *flags)
+    assert text.startswith(PROMPT + " Paris") and text != output_of("generate", "-p", PROMPT, "-n", 4)
+
+
+def test_generate_ends_before_a_stop_text(default: interp.Model):
+    assert output_of("generate", "-p", PROMPT, "--stop", ",") == PROMPT + " Paris\n"
+
+
+def test_chat_puts_the_prompt_into_the_models_template(default: interp.Model):
+    question = "What is the capital of France?"
+    wanted = default.chat(question, max_tokens=8)
+    assert output_of("generate", "--chat", "-p", question, "-n", 8) == wanted.text + "\n"
+
+
+def test_a_state_is_saved_and_continued(tiny: interp.Model, tmp_path: Path):
+    state, (first, second) = tmp_path / "s.safetensors", ("The Eiffel Tower is", " located in the city of")
+    assert f"wrote {state}" in output_of("run", "-p", first, "--save-state", state)
+    try:
+        with tiny.prefix(first):
+            wanted = top_of(tiny, [], 5, second)
+        result = json_of("run", "-p", second, "--load-state", state)
+        assert result["top"] == wanted and result["tokens"] == tiny.vocab.tokens(second, special=False)
+        assert json_of("show", state)["kind"] == "state"
+        tokens = json_of("generate", "-p", second, "-n", 3, "--load-state", state)["tokens"]
+        tiny.prefix(None)
+        output_of("generate", "-p", first, "-n", 1, "--save-state", state)
+        assert json_of("generate", "-p", second, "-n", 3, "--load-state", state)["tokens"] == tokens
+    finally:
+        tiny.prefix(None)
+
+
+# Statistics
+
+
+def test_stats_are_those_of_the_package(tiny: interp.Model, tmp_path: Path):
+    corpus, out, png, html = (tmp_path / name for name in ("c.txt", "s.npz", "s.png", "s.html"))
+    corpus.write_text(f"{PROMPT} Paris. {OTHER} Rome. " * 20)
+    flags = ["--site", "z", "--layers", "0-2", "--top", 3, "--skip-first", "--max-tokens", 200]
+    wanted = interp.stats(tiny, corpus, sites="z", layers=[0, 1, 2], n_top=3, skip_first=True, max_tokens=200)
+    result = json_of("stats", corpus, *flags, "--out", out, "--png", png, "--html", html, "--topk", 4)
+    assert result["info"] == wanted.info and result["files"] == [str(out), str(png), str(html)]
+    (site, rows), = result["outliers"].items()
+    assert site == "kqv_out" and len(rows) == 4
+    outlier = wanted.outliers("z", 4)[0]
+    assert rows[0]["channel"] == list(outlier.channel) and rows[0]["rms"] == outlier.rms
+    assert np.array_equal(interp.Stats.load(out).mean("z", 1), wanted.mean("z", 1))
+    assert json_of("show", out)["kind"] == "stats" and str(wanted.n_tokens) in output_of("show", out)
+    Image.open(png).verify()
+    text = output_of("stats", corpus, *flags)
+    assert "the 20 largest channels" in text and "c.txt" in text
+    mean = json_of("run", "-p", PROMPT, "-a", "1.2", "--ablate-mode", "mean", "--ablate-from", out)
+    assert mean["top"] == top_of(tiny, [interp.ablate([(1, 2)], mode="mean", mean=wanted)], 5)
+    missing = call("run", "-p", PROMPT, "-a", "3.2", "--ablate-mode", "mean", "--ablate-from", out)
+    assert missing.exit_code == 1 and "does not hold kqv_out-3#0" in missing.stderr
+
+
+# Sweeps
+
+
+def test_a_sweep_is_that_of_the_package(tiny: interp.Model, tmp_path: Path):
+    clean, corrupted = "The Eiffel Tower is in", "The Eiffel Bridge is in"
+    assert len(tiny.tokens(clean)) == len(tiny.tokens(corrupted))
+    out, png, html = (tmp_path / name for name in ("s.npz", "s.png", "s.html"))
+    args = ["sweep", "-p", clean, "--corrupted", corrupted, "--answer", " Paris"]
+    metric = interp.logit_diff(" Paris", " Rome")
+    wanted = interp.patch_sweep(tiny, clean, corrupted, "resid_pre", metric=metric, layers=[0, 2], positions=[-2, -1])
+    flags = ["--instead", " Rome", "--site", "resid_pre", "--layers", "0,2", "--positions", "-2,-1"]
+    result = json_of(*args, *flags, "--out", out, "--png", png, "--html", html)
+    assert np.array_equal(result["values"], wanted.values) and result["clean"] == wanted.clean
+    assert result["top"][0]["layer"] == wanted.top(1)[0].layer and json_of("show", out)["kind"] == "sweep"
+    Image.open(png).verify()
+    heads = json_of(*args, "--site", "z", "--per-head", "--layers", 1, "--direction", "noise")
+    assert heads["heads"] == [0, 1, 2, 3] and heads["metric"] == "probability of ␣Paris"
+    assert "patching l_out" in output_of(*args, "--layers", 0, "--topk", 3)
+    for flags, part in (
+        (["--corrupted", clean], "the same"), (["--corrupted", "x"], "the same number"), (["--layers", 9], "Layer 9"),
+        (["--answer", "Eiffel Tower"], "not one"), (["--per-head"], "no heads"), (["--positions", 9], "Position 9"),
+    ):
+        failed = call(*args, *flags)
+        assert failed.exit_code == 2 and part in failed.stderr and failed.stderr.count("\n") == 1
