@@ -19,8 +19,12 @@ path, capture = sys.argv[1] or None, eval(sys.argv[2])
 model = interp.Model(path, n_ctx=2048, n_threads=1)
 tokens = np.random.default_rng(0).integers(100, 40000, 2000).tolist()
 run = model.run(tokens, capture=capture, logits="last")
-# what the process ever held resident, in KiB on Linux and in bytes on macOS
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+try:
+    # a child's ru_maxrss begins with its parent's on Linux
+    status = open("/proc/self/status").read()
+    peak = 1024 * int(status.split("VmHWM:")[1].split()[0])
+except OSError:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS
 print(json.dumps({"peak": peak, "shape": run["attn_scores"].shape if capture else None}))
 """
 
