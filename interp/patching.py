@@ -147,7 +147,7 @@ def _rows_of(site: str, layer: int, source, from_positions: tuple[int, ...] | No
         n_rows = value.shape[place.row_axis]
         wanted = from_positions if from_positions is not None else place.positions
         if wanted is not None:
-            n_source = len(source.tokens) if isinstance(source, Run) else n_rows
+            n_source = len(source.tokens) if isinstance(source, Run) and source.tokens else n_rows
             value = np.take(value, _find(wanted, held, n_source, place), axis=place.row_axis)
         elif not place.ranges and (held or list(range(n_rows))) != list(range(place.n_prompt)):
             raise EditError(

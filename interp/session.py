@@ -286,7 +286,7 @@ class Context:
     def _choose_logits(self, program: Program, handle: int, outputs: np.ndarray, first: int | None) -> None:
         """Spare the head where all rows of the last layer are kept but only some logits are wanted: those from
         position ``first`` of the prompt on, or none."""
-        named = self._table.has("l_out", self.n_layer - 1)
+        named = self._table.has("result_norm", -1)
         if program.is_within_layers and named and (first is None or outputs[:-1].any()) and outputs.all():
             ranges = [] if first is None else [header.Range(program.offset + first, END)]
             self._lib.logits_set(handle, (header.Range * len(ranges))(*ranges), len(ranges))

@@ -111,3 +111,21 @@ def test_sliding_window_layers_see_only_the_window(model: interp.Model, run: int
     attention = patterns(run, model)
     assert not attention[0::2][..., ~seen].any(), "the even layers have the window"
     assert attention[1::2][..., ~seen].max() > 0.1, "the odd layers see everything before them"
+
+
+def test_the_last_logits_are_those_of_the_whole_run_whatever_else_is_read_or_changed(model: interp.Model, run: interp.Run):
+    """The head takes chosen rows only, and some architectures choose them late."""
+    for capture, edits in ((), ()), (SITES, ()), ("l_out", interp.scale("l_out-1", 1.5)), ((), interp.ablate([(0, 1)])):
+        whole = model.run(TOKENS, capture=capture, edits=edits)
+        last = model.run(TOKENS, capture=capture, edits=edits, logits="last")
+        assert last.logits.shape == (1, recipes.N_VOCAB)
+        # the head multiplies one row with another kernel than many
+        assert np.allclose(last.logits[0], whole.logits[-1], atol=1e-5)
+        none = model.run(TOKENS, capture=capture or "l_out", edits=edits, logits=None)
+        assert none.logits is None and np.array_equal(none["l_out"], model.run(TOKENS, capture="l_out", edits=edits)["l_out"])
+
+
+def test_generation_under_an_edit_begins_with_the_edited_run_s_token(model: interp.Model):
+    edit = interp.scale("l_out-1", 1.5)
+    generation = model.generate(TOKENS, max_tokens=3, edits=edit, capture="l_out")
+    assert generation.tokens[0] == int(model.run(TOKENS, edits=edit).logits[-1].argmax())

@@ -74,8 +74,8 @@ def attention(
         ]
         print_json({**described(model, run, built), "edges": edges, "attention": patterns, "files": written})
         return
-    output.wrote(written)
     _print(edges, run, first)
+    output.wrote(written)
 
 
 def strongest(found: Attention, run: Run, k: int, first: bool) -> list[dict]:

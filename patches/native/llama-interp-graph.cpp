@@ -311,7 +311,7 @@ static void apply_stop(llama_interp * interp, ggml_tensor * cur) {
     build.stopped = cur;
 }
 
-// after the last layer: only the rows whose logits are wanted go on to the head
+// after the last norm: only the rows whose logits are wanted go on to the head
 static void apply_logits(llama_interp * interp, ggml_tensor *& cur) {
     auto & build = *interp->build;
 
@@ -393,7 +393,8 @@ void llama_interp_graph_tensor(const llm_graph_context & gctx, ggml_tensor *& cu
         apply_stop(interp, cur);
     }
 
-    if (!interp->failed && interp->choose_logits && !build.stopped && il == gctx.n_layer - 1 && strcmp(name, "l_out") == 0) {
+    // the last norm: by now every architecture has chosen the rows of outputs, some only after the last layer
+    if (!interp->failed && interp->choose_logits && !build.stopped && il == -1 && strcmp(name, "result_norm") == 0) {
         apply_logits(interp, cur);
     }
 }

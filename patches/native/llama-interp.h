@@ -226,7 +226,7 @@ LLAMA_API int32_t llama_interp_start_set(
                     int32_t   n_rows);
 
 // logits only for tokens at these positions, whatever else is read: the residual stream keeps all its rows up to the
-// end of the last layer, and the head runs on the chosen ones; n_ranges 0: for none
+// last norm, and the head runs on the chosen ones; n_ranges 0: for none
 // the batch has to ask for the outputs of all its tokens
 LLAMA_API int32_t llama_interp_logits_set(struct llama_interp * interp, const struct llama_interp_range * ranges, int32_t n_ranges);
 
