@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import math
 import weakref
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
@@ -14,6 +15,9 @@ from .load import as_count
 from .run import Generation
 from .session import Context
 from .vocab import Vocab
+
+#: logits that are asked for at once
+_BLOCK_BYTES = 1 << 25
 
 
 @dataclass(frozen=True)
@@ -72,13 +76,14 @@ class Sampler:
             RunError: they are not finite.
         """
         options = self._options
-        # NaN anywhere makes the maximum NaN
-        if not np.isfinite(logits.max()):
+        best = int(logits.argmax())
+        # NaN counts as the largest
+        if not math.isfinite(logits[best]):
             raise RunError("No token can be chosen: the logits are not finite. An edit drove them to infinity or NaN.")
         if options.temperature == 0.0 or options.top_k == 1:
-            return int(logits.argmax())
+            return best
         with np.errstate(over="ignore"):
-            weights = np.exp((logits.astype(np.float64) - logits.max()) / options.temperature)
+            weights = np.exp((logits.astype(np.float64) - logits[best]) / options.temperature)
         if options.top_k or options.top_p < 1.0:
             weights = self._likeliest(weights)
         return int(self._draw.choice(len(weights), p=weights / weights.sum()))
@@ -97,13 +102,16 @@ class Sampler:
 class Text:
     """The text of tokens as they come: whole characters only, and nothing that a stop text may take back.
 
+    Where nobody listens and no text can stop it, the tokens are kept and become a text at the end.
+
     Attributes:
         text: all of it, up to the stop text.
         stopped: a stop text was met.
     """
 
-    def __init__(self, vocab: Vocab, stop: tuple[str, ...] = ()):
+    def __init__(self, vocab: Vocab, stop: tuple[str, ...] = (), is_heard: bool = True):
         self._vocab, self._stop = vocab, stop
+        self._tokens: list[int] | None = None if is_heard or stop else []
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._longest = max(map(len, stop), default=0)
         self._shown = 0
@@ -111,10 +119,15 @@ class Text:
 
     def add(self, token: int) -> str:
         """What can be shown after one more token; often nothing."""
+        if self._tokens is not None:
+            self._tokens.append(token)
+            return ""
         return self._append(self._decoder.decode(self._vocab.bytes_of(token)))
 
     def end(self) -> str:
         """What is left when no more tokens come."""
+        if self._tokens:
+            self.text = self._vocab.text(self._tokens)
         piece = "" if self.stopped else self._append(self._decoder.decode(b"", final=True))
         return piece + self._show(len(self.text))
 
@@ -139,12 +152,44 @@ class Text:
         return piece
 
 
+class Rows:
+    """Logits of one step after the other, ``(n, n_vocab)`` in all.
+
+    Memory is asked for in blocks: pages that come one row at a time cost more than computing a row of argmax.
+    """
+
+    def __init__(self, n_vocab: int, most: int):
+        self._n_vocab, self._most = n_vocab, most
+        self._per_block = max(1, _BLOCK_BYTES // (4 * n_vocab))
+        self._blocks: list[np.ndarray] = []
+        self._n = 0
+
+    def next(self) -> tuple[np.ndarray, int]:
+        """Room for one more row, ``(n_vocab,)``, and its address."""
+        row = self._n % self._per_block
+        if row == 0:
+            self._blocks.append(np.empty((min(self._per_block, self._most - self._n), self._n_vocab), np.float32))
+            self._address = self._blocks[-1].ctypes.data
+        self._n += 1
+        return self._blocks[-1][row], self._address + row * self._n_vocab * 4
+
+    def all(self) -> np.ndarray:
+        """What was filled."""
+        used = self._n - self._per_block * (len(self._blocks) - 1)
+        parts = [*self._blocks[:-1], self._blocks[-1][:used]]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
 def steps(
-    context: Context, tokens: list[int], options: Options, edits, capture, prompt: str | None
+    context: Context, tokens: list[int], options: Options, edits, capture, prompt: str | None, is_heard: bool
 ) -> Generator[str, None, Generation]:
     """Generate, yielding text as it becomes available; the result is the :class:`Generation`.
 
     Everything is checked at once; the model is locked from the first step to the last.
+
+    Args:
+        prompt: the text that the tokens came from, if they did.
+        is_heard: somebody wants the text piece by piece; else it may come all at the end.
 
     Raises:
         RunError: the model is an encoder.
@@ -152,21 +197,23 @@ def steps(
     """
     if not context._can_generate:
         raise RunError(f"A model of architecture {context.arch} is an encoder: it cannot generate.")
-    return _steps(context, tokens, options, context._program(capture, edits, len(tokens)), prompt)
+    return _steps(context, tokens, options, context._program(capture, edits, len(tokens)), prompt, is_heard)
 
 
-def _steps(context: Context, tokens, options: Options, program, prompt) -> Generator[str, None, Generation]:
-    choose, text, vocab = Sampler(options), Text(context.vocab, options.stop), context.vocab
-    one = np.ones(1, np.int8)
+def _steps(context: Context, tokens, options: Options, program, prompt, is_heard) -> Generator[str, None, Generation]:
+    choose, text, vocab = Sampler(options), Text(context.vocab, options.stop, is_heard), context.vocab
     outputs = context._outputs(program, len(tokens), "last")
     room = context.n_ctx - program.offset - len(tokens)
     new: list[int] = []
-    rows: list[np.ndarray] = []
+    rows = Rows(context.n_vocab, min(options.max_tokens, room + 1))
     with context._session(program) as handle:
         context._choose_logits(program, handle, outputs, len(tokens) - 1)
-        rows.append(context._decode(program, handle, tokens, 0, outputs, "last"))
+        step = context._stepper(program, handle)
+        row, address = rows.next()
+        context._decode(program, handle, tokens, 0, outputs)
+        context._read_logits(handle, address, 1)
         while True:
-            new.append(choose(rows[-1][0]))
+            new.append(choose(row))
             ended = vocab.is_end(new[-1])
             piece = "" if ended else text.add(new[-1])
             ended = ended or text.stopped or len(new) == options.max_tokens or len(new) > room
@@ -176,8 +223,9 @@ def _steps(context: Context, tokens, options: Options, program, prompt) -> Gener
                     yield piece
             if ended:
                 break
-            rows.append(context._decode(program, handle, new[-1:], len(tokens) + len(new) - 1, one, "last"))
-        run = context._as_run(program, tokens + new[:-1], np.concatenate(rows), handle, prompt)
+            row, address = rows.next()
+            step(new[-1], len(tokens) + len(new) - 1, address)
+        run = context._as_run(program, tokens + new[:-1], rows.all(), handle, prompt)
     return Generation(text.text, new, run)
 
 

@@ -239,7 +239,7 @@ PROTOTYPES = {
     # int32_t llama_interp_logits_count(const struct llama_interp *)
     "logits_count": (c_int32, [c_void_p]),
     # int32_t llama_interp_logits_read(.., float * dst, int32_t first, int32_t n_rows)
-    "logits_read": (c_int32, [c_void_p, _FLOATS, c_int32, c_int32]),
+    "logits_read": (c_int32, [c_void_p, c_void_p, c_int32, c_int32]),
     # void llama_interp_memory_clear(struct llama_interp *)
     "memory_clear": (None, [c_void_p]),
     # int32_t llama_interp_memory_seq_rm(.., int32_t seq, int32_t p0, int32_t p1)

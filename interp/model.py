@@ -170,7 +170,8 @@ class Model(Context):
             RunError: as :meth:`run`, an option out of range, or the model is an encoder.
         """
         options = generate.Options.checked(max_tokens, temperature, seed, top_k, top_p, stop, on_text)
-        return generate.finish(self._steps(prompt, self._prompt(prompt), options, edits, capture), on_text)
+        steps = self._steps(prompt, self._prompt(prompt), options, edits, capture, on_text is not None)
+        return generate.finish(steps, on_text)
 
     def stream(
         self, prompt, max_tokens: int = 64, edits=(), capture=(), temperature: float = 0.0, seed: int = 0, *,
@@ -184,8 +185,9 @@ class Model(Context):
         options = generate.Options.checked(max_tokens, temperature, seed, top_k, top_p, stop)
         return generate.Stream(self, self._steps(prompt, self._prompt(prompt), options, edits, capture))
 
-    def _steps(self, prompt, tokens: list[int], options: generate.Options, edits, capture):
-        return generate.steps(self, tokens, options, edits, capture, prompt if isinstance(prompt, str) else None)
+    def _steps(self, prompt, tokens: list[int], options: generate.Options, edits, capture, is_heard: bool = True):
+        text = prompt if isinstance(prompt, str) else None
+        return generate.steps(self, tokens, options, edits, capture, text, is_heard)
 
     def chat(
         self, messages, max_tokens: int = 64, edits=(), capture=(), temperature: float = 0.0, seed: int = 0, *,
@@ -207,7 +209,7 @@ class Model(Context):
         prompt = self.chat_prompt(messages)
         tokens = chat.tokens_of(self, prompt)
         self._check_length(tokens)
-        return generate.finish(self._steps(prompt, tokens, options, edits, capture), on_text)
+        return generate.finish(self._steps(prompt, tokens, options, edits, capture, on_text is not None), on_text)
 
     def chat_prompt(self, messages, add_generation_prompt: bool = True) -> str:
         """The text of a conversation, as the chat template in the model's file (``tokenizer.chat_template``) has it.

@@ -347,22 +347,32 @@ def _take(lib: native.Library, handle: int, index: int, shape: tuple[int, ...], 
     return np.frombuffer(buffer, dtype).reshape(shape)
 
 
-def decode(
-    lib: native.Library,
-    handle: int,
-    tokens: Sequence[int],
-    first: int,
-    outputs: np.ndarray,
-) -> str | None:
-    """Run tokens at positions ``first …`` of sequence 0; None, or the reason why not."""
-    n = len(tokens)
-    batch = header.Batch(
-        n_tokens=n,
-        token=(ct.c_int32 * n)(*tokens),
-        pos=(ct.c_int32 * n)(*range(first, first + n)),
-        seq=(ct.c_int32 * n)(),
-        output=outputs.ctypes.data_as(ct.POINTER(ct.c_int8)),
-    )
-    if lib.decode(handle, ct.byref(batch)) == 0:
-        return None
-    return (lib.error(handle) or b"the run failed").decode()
+class Batch:
+    """Tokens of sequence 0 as the library takes them.
+
+    Made once for all steps of a generation: between two tokens Python is cold, and each of its objects counts.
+    """
+
+    def __init__(self, n: int):
+        ints = ct.c_int32 * n
+        self.token, self.pos, self._seq, self.output = ints(), ints(), ints(), (ct.c_int8 * n)()
+        self._struct = header.Batch(
+            n_tokens=n, token=self.token, pos=self.pos, seq=self._seq,
+            output=ct.cast(self.output, ct.POINTER(ct.c_int8)),
+        )  # fmt: skip
+        self.reference = ct.byref(self._struct)
+
+    def run(self, lib: native.Library, handle: int) -> str | None:
+        """None, or the reason why not."""
+        if lib.decode(handle, self.reference) == 0:
+            return None
+        return (lib.error(handle) or b"the run failed").decode()
+
+
+def decode(lib: native.Library, handle: int, tokens: Sequence[int], first: int, outputs: np.ndarray) -> str | None:
+    """Run tokens at positions ``first …`` of sequence 0, with logits where ``outputs`` is 1; None, or the reason why not."""
+    batch = Batch(len(tokens))
+    batch.token[:] = tokens
+    batch.pos[:] = range(first, first + len(tokens))
+    batch.output[:] = outputs.tolist()
+    return batch.run(lib, handle)

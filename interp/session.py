@@ -15,7 +15,7 @@ import numpy as np
 from . import header, native, state
 from .errors import RunError, SiteError
 from .inspect import Graph
-from .program import Program, decode
+from .program import Batch, Program, decode
 from .run import Run
 from .scan import scan
 from .sites import Key, SiteTable
@@ -271,10 +271,24 @@ class Context:
     def _logits(self, handle: int, rows: int) -> np.ndarray:
         """The last rows of logits of the last decode."""
         out = np.empty((rows, self.n_vocab), np.float32)
-        first = self._lib.logits_count(handle) - rows
-        if self._lib.logits_read(handle, _floats(out), first, rows) != 0:
-            raise RunError((self._lib.error(handle) or b"no logits").decode())
+        self._read_logits(handle, out.ctypes.data, rows)
         return out
+
+    def _read_logits(self, handle: int, address: int, rows: int) -> None:
+        if self._lib.logits_read(handle, address, -rows, rows) != 0:
+            raise RunError((self._lib.error(handle) or b"no logits").decode())
+
+    def _stepper(self, program: Program, handle: int) -> Callable[[int, int, int], None]:
+        """What runs one token at a position and writes its logits to an address: :meth:`_decode` for a generation."""
+        batch = Batch(1)
+        batch.output[0] = 1
+
+        def step(token: int, position: int, address: int) -> None:
+            batch.token[0], batch.pos[0] = token, program.offset + position
+            program.check(batch.run(self._lib, handle))
+            self._read_logits(handle, address, 1)
+
+        return step
 
     @staticmethod
     def _outputs(program: Program, n: int, logits: str | None) -> np.ndarray:

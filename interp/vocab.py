@@ -16,6 +16,7 @@ class Vocab:
         self._lib, self._open_handle = lib, handle
         self.n_vocab, self.add_bos = info.n_vocab, bool(info.add_bos)
         self.bos, self.eos = info.token_bos, info.token_eos  # -1: none
+        self._piece = ct.create_string_buffer(256)
 
     def close(self) -> None:
         """The model is gone."""
@@ -71,13 +72,11 @@ class Vocab:
 
     def bytes_of(self, token: int) -> bytes:
         """The bytes of a token: not always whole characters."""
-        room = 64
         while True:
-            buf = ct.create_string_buffer(room)
-            n = self._lib.token_to_piece(self._handle, token, buf, room)
+            n = self._lib.token_to_piece(self._handle, token, self._piece, len(self._piece))
             if n >= 0:
-                return buf.raw[:n]
-            room = -n
+                return self._piece.raw[:n]
+            self._piece = ct.create_string_buffer(-n)
 
     def pieces(self, tokens) -> list[str]:
         """The text of each token."""

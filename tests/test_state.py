@@ -12,7 +12,7 @@ import pytest
 import interp
 import models
 import recipes
-from interp import FileError, RunError, SiteError, at, files, session, state
+from interp import FileError, RunError, SiteError, at, files, program, state
 from interp.edits import knockout
 from recipes import Normal
 
@@ -44,12 +44,11 @@ def decoded(monkeypatch) -> list[int]:
     """How many tokens each decode runs."""
     counts: list[int] = []
 
-    def counted(lib, handle, tokens, *rest, real=session.decode):
-        counts.append(len(tokens))
-        return real(lib, handle, tokens, *rest)
+    def counted(batch, lib, handle, real=program.Batch.run):
+        counts.append(len(batch.token))
+        return real(batch, lib, handle)
 
-    monkeypatch.setattr(session, "decode", counted)
-    monkeypatch.setattr(state, "decode", counted)
+    monkeypatch.setattr(program.Batch, "run", counted)
     return counts
 
 

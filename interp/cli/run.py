@@ -48,5 +48,5 @@ def run(
         result = {**described(model, after, built), "top": top}
         print_json({**result, **({"top_without_edits": other} if before else {}), "files": written})
         return
-    output.wrote(written)
     print_likeliest(top, other)
+    output.wrote(written)

@@ -656,6 +656,9 @@ int32_t llama_interp_logits_count(const llama_interp * interp) {
 
 int32_t llama_interp_logits_read(llama_interp * interp, float * dst, int32_t first, int32_t n_rows) {
     const float * logits = interp->choose_logits ? interp->logits.data() : llama_get_logits(interp->lctx);
+    if (first < 0) {
+        first += interp->n_outputs;
+    }
     if (!logits || first < 0 || n_rows < 0 || first + n_rows > interp->n_outputs) {
         interp->error = "the last decode left no such logits";
         return -1;

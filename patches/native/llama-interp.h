@@ -250,7 +250,8 @@ struct llama_interp_batch {
 // runs the batch with the program; 0 on success
 LLAMA_API int32_t llama_interp_decode(struct llama_interp * interp, const struct llama_interp_batch * batch);
 
-// logits of the last decode, one row of n_vocab for each output, in the order of the batch; n_rows of them from `first`
+// logits of the last decode, one row of n_vocab for each output, in the order of the batch; n_rows of them from `first`,
+// which counts from the end where it is negative
 LLAMA_API int32_t llama_interp_logits_count(const struct llama_interp * interp);
 LLAMA_API int32_t llama_interp_logits_read(struct llama_interp * interp, float * dst, int32_t first, int32_t n_rows);
 
