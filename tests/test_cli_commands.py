@@ -293,3 +293,25 @@ def test_a_sweep_is_that_of_the_package(tiny: interp.Model, tmp_path: Path):
     ):
         failed = call(*args, *flags)
         assert failed.exit_code == 2 and part in failed.stderr and failed.stderr.count("\n") == 1
+
+
+def test_a_patch_takes_several_rows_all_of_them_or_chosen_heads(tiny: interp.Model, tmp_path: Path):
+    other = tiny.run("The Colosseum is located in the city of", capture=("l_out", "z"))
+    file = tmp_path / "other.safetensors"
+    other.save(file)
+
+    def found(*patch: str) -> dict:
+        return json_of("run", "-p", PROMPT, "--patch", *patch[:1], file, *patch[1:])["top"]
+
+    def wanted(*args, **kwargs) -> dict:
+        return top_of(tiny, [interp.patch(*args, **kwargs)], 5)
+
+    assert found("l_out-1", "all", "all") == wanted("l_out", 1, other)
+    assert found("l_out-1", "0-2,-1", "1-3,-1") == wanted("l_out", 1, other, positions=[1, 2, 3, -1], from_positions=[0, 1, 2, -1])
+    assert found("l_out-1", "4", "1,2") == wanted("l_out", 1, other, positions=[1, 2], from_positions=[4])
+    assert found("z-1.2", "all", "all") == wanted("z", 1, other, heads=[2])
+    assert found("z-1.0,3", "-1", "-1") == wanted("z", 1, other, heads=[0, 3], positions=[-1], from_positions=[-1])
+    mean = (other["z", 1] + tiny.run(PROMPT, capture="z")["z", 1]) / 2
+    tiny.run(PROMPT, capture="z").save(tmp_path / "own.npz")
+    result = json_of("run", "-p", PROMPT, "--patch-avg", "z-1.2", file, tmp_path / "own.npz", "all", "all")
+    assert result["top"] == wanted("z", 1, mean, heads=[2])

@@ -136,6 +136,22 @@ class Position(click.ParamType):
         return int(value)
 
 
+class Rows(click.ParamType):
+    """Positions that rows come from or go to: `5`, `3,7`, `0-4`, `-1` or `all`; as a tuple, None for all."""
+
+    name = "positions"
+
+    def convert(self, value, param, ctx):
+        if value is None or isinstance(value, tuple):
+            return value
+        if value == "all":
+            return None
+        found = _numbers(value)
+        if found is None:
+            self.fail(f"{value!r} is no position: give an integer, -1 for the last, 3,7, 0-4 or all", param, ctx)
+        return found
+
+
 class Integer(click.ParamType):
     """A layer or a head by its number."""
 

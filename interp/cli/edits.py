@@ -14,9 +14,9 @@ import numpy as np
 from .. import edits, patching
 from ..errors import FileError
 from ..sites import at
-from .arguments import Head, Heads, Integer, Layers, LayersOrHeads, Number, Position, Positions, Source
+from .arguments import Head, Heads, Integer, Layers, LayersOrHeads, Number, Positions, Rows, Source
 from .base import EditOption
-from .names import as_pair, layers_and_width, n_heads_of, place, row_of
+from .names import as_pair, layers_and_width, n_heads_of, place, rows_of, split_heads
 from .sources import Sources
 
 if TYPE_CHECKING:
@@ -29,9 +29,9 @@ _TEXT = click.STRING
 _FIRST = (
     (("-a", "--ablate"), Heads(), "L.H,…", "Zero heads; or INDEX = layer*n_head+head."),
     (("-s", "--select"), (Integer(), Integer()), "LAYER HEAD", "Keep one head of a layer, zero its others."),
-    (("--patch",), (_TEXT, Source(), Position(), Position()), "SITE FILE FROM TO",
-     "Put row FROM of FILE at position TO."),
-    (("--patch-avg",), (_TEXT, Source(), Source(), Position(), Position()), "SITE FILE1 FILE2 FROM TO",
+    (("--patch",), (_TEXT, Source(), Rows(), Rows()), "SITE FILE FROM TO",
+     "Put row FROM of FILE at TO; all all: every row."),
+    (("--patch-avg",), (_TEXT, Source(), Source(), Rows(), Rows()), "SITE FILE1 FILE2 FROM TO",
      "The same with the mean of two files."),
 )
 _MORE = (
@@ -96,6 +96,14 @@ def edit_options(full: bool = True, generates: bool = False):
         return call
 
     return decorate
+
+
+def _check_pairs(first: tuple[int, ...] | None, to: tuple[int, ...] | None, option: str) -> None:
+    """Rows and the positions that they go to come in pairs; one row may go to several positions."""
+    if (first is None) != (to is None):
+        raise click.UsageError(f"{option}: FROM and TO are both all, or both positions")
+    if first is not None and len(first) not in (1, len(to)):
+        raise click.UsageError(f"{option}: {len(first)} rows FROM for {len(to)} positions TO; give as many, or one row")
 
 
 def _name(names: tuple[str, ...]) -> str:
@@ -205,12 +213,16 @@ class Edits:
             for layer, heads in kept.items()
         ]
 
-    def _patch(self, model: Model, text: str, path: Path, first: int, to: int) -> Edit:
+    def _patch(self, model: Model, text: str, path: Path, first, to) -> Edit:
+        _check_pairs(first, to, "--patch")
+        text, heads = split_heads(text)
         text, layer, site = place(model, text, "--patch")
         source = self._sources.values(path, model, text, layer, site)
-        return patching.patch(text, layer, source, positions=[to], from_positions=[first])
+        return patching.patch(text, layer, source, positions=to, from_positions=first, heads=heads)
 
-    def _patch_avg(self, model: Model, text: str, path: Path, other: Path, first: int, to: int) -> Edit:
+    def _patch_avg(self, model: Model, text: str, path: Path, other: Path, first, to) -> Edit:
+        _check_pairs(first, to, "--patch-avg")
+        text, heads = split_heads(text)
         text, layer, site = place(model, text, "--patch-avg")
         axis = site.axes.index("n_query") if "n_query" in site.axes else 0
         rows = []
@@ -219,11 +231,15 @@ class Edits:
             array, held, n = source, None, 0
             if not isinstance(source, np.ndarray):
                 array, held, n = source[text, layer], source.positions(text, layer), len(source.tokens)
-            rows.append(np.take(array, [row_of(file, first, array.shape[axis], held, n)], axis=axis))
+            if first is None and held is not None and len(held) != n:
+                raise FileError(f"{file} holds {len(held)} of {n} positions of {site.key}: say which, instead of all")
+            rows.append(array if first is None else np.take(array, rows_of(file, first, array.shape[axis], held, n), axis))
         if rows[0].shape != rows[1].shape:
             shapes = f"{rows[0].shape} and {rows[1].shape}"
             raise FileError(f"{path} and {other} hold {shapes} of {site.key}: there is no mean of both")
-        return patching.patch(text, layer, (rows[0] + rows[1]) / 2, positions=[to], from_positions=[0])
+        mean = (rows[0] + rows[1]) / 2
+        taken = None if first is None else range(mean.shape[axis])
+        return patching.patch(text, layer, mean, positions=to, from_positions=taken, heads=heads)
 
     def _steer(self, model: Model, text: str, layers, path: Path, coef: float) -> list[Edit]:
         return [

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +16,9 @@ from .arguments import Head
 if TYPE_CHECKING:
     from ..model import Model
     from ..sites import Site
+
+
+_WITH_HEADS = re.compile(r"(.+-\d+)\.(\d+(?:,\d+)*)", re.ASCII)
 
 
 def place(model: Model, text: str, option: str) -> tuple[str, int, Site]:
@@ -94,11 +99,20 @@ def layers_and_width(model: Model, text: str, layers, option: str) -> tuple[list
     return layers or sorted({site.layer for site in sites}), int(widths.pop())
 
 
-def row_of(path: Path, position: int, n_rows: int, held: list[int] | None, n_tokens: int) -> int:
-    """Which row of an array belongs to a position."""
+def rows_of(path: Path, positions: Iterable[int], n_rows: int, held: list[int] | None, n_tokens: int) -> list[int]:
+    """Which rows of an array belong to positions."""
     n = n_tokens if held is not None else n_rows
-    if not -n <= position < n:
-        raise SiteError(f"position {position} is out of range: {path} has {n}")
-    if held is not None and position % n not in held:
-        raise SiteError(f"{path} does not hold position {position}; it holds {', '.join(map(str, held))}")
-    return position % n if held is None else held.index(position % n)
+    rows = []
+    for position in positions:
+        if not -n <= position < n:
+            raise SiteError(f"position {position} is out of range: {path} has {n}")
+        if held is not None and position % n not in held:
+            raise SiteError(f"{path} does not hold position {position}; it holds {', '.join(map(str, held))}")
+        rows.append(position % n if held is None else held.index(position % n))
+    return rows
+
+
+def split_heads(text: str) -> tuple[str, list[int] | None]:
+    """`z-24.3,5` as the site `z-24` and heads 3 and 5; without heads None, for all."""
+    match = _WITH_HEADS.fullmatch(text)
+    return (match[1], [int(head) for head in match[2].split(",")]) if match else (text, None)
