@@ -1,5 +1,6 @@
 """llama-interp: look inside any GGUF model, and change what you find, at llama.cpp's own speed."""
 
+from .ablation import AblationSweep, KnockoutSweep, ablation_sweep, knockout_sweep
 from .arrays import load_array, save_array
 from .attach import attach, use_with_llama_cpp
 from .attention import Attention, attention
@@ -20,6 +21,7 @@ from .stats import Stats, stats
 from .sweep import Sweep, patch_sweep
 
 __all__ = [
+    "AblationSweep",
     "At",
     "Attention",
     "ControlVector",
@@ -30,6 +32,7 @@ __all__ = [
     "Graph",
     "InterpError",
     "Key",
+    "KnockoutSweep",
     "Lens",
     "LibraryError",
     "Model",
@@ -45,6 +48,7 @@ __all__ = [
     "Sweep",
     "Tensor",
     "ablate",
+    "ablation_sweep",
     "add",
     "at",
     "attach",
@@ -54,6 +58,7 @@ __all__ = [
     "keep_only",
     "kl_divergence",
     "knockout",
+    "knockout_sweep",
     "load_array",
     "logit_diff",
     "logit_lens",

@@ -17,8 +17,10 @@ from .trace import Place
 _MODES = ("zero", "mean", "resample")
 
 
-def ablate(heads, site: str = "z", mode: str = "zero", mean=None, source=None, positions=None) -> Edit:
-    """Take heads out of the computation.
+def ablate(
+    heads=(), site: str = "z", mode: str = "zero", mean=None, source=None, positions=None, layers=(),
+) -> Edit:
+    """Take heads, or a site's whole layers, out of the computation.
 
     Methods: zero and mean ablation as in Michel et al. (arXiv:1905.10650) and Wang et al. (arXiv:2211.00593); resample
     ablation as in Chan et al., "Causal Scrubbing" (2022).
@@ -28,10 +30,12 @@ def ablate(heads, site: str = "z", mode: str = "zero", mean=None, source=None, p
         site: a site with heads: ``"z"`` (what a head hands to the output projection), ``"attn_scores"``, ``"q"``, …
         mode: ``"zero"``; ``"mean"``: the head's mean, always the same; ``"resample"``: what the head did in another run
             at the same position.
-        mean: for ``"mean"``: an array ``(n_layer, n_head, d_head)`` or, for all layers the same, ``(n_head, d_head)``;
-            a :class:`Run` that captured the site (its mean over tokens); or :class:`Stats` of the site.
+        mean: for ``"mean"``: an array ``(n_layer, n_head, d_head)`` or, for all layers the same, ``(n_head, d_head)``,
+            of sites without heads ``(n_layer, n_embd)`` or ``(n_embd,)``; a :class:`Run` that captured the site (its
+            mean over tokens); or :class:`Stats` of the site.
         source: for ``"resample"``: a :class:`Run` that captured the site, of as many tokens as the prompt.
         positions: as in :func:`interp.at`; None: prompt and generation alike. Resampling ends with the prompt.
+        layers: one layer or several, of which all is taken out; of any site, such as ``"mlp_out"``.
 
     Raises:
         EditError: an unknown mode, or values that are missing or have another shape.
@@ -44,7 +48,8 @@ def ablate(heads, site: str = "z", mode: str = "zero", mean=None, source=None, p
     if mode == "resample" and not isinstance(source, Run):
         raise EditError('mode="resample" needs source=: a run of another prompt that captured the site.')
     changes = []
-    for layer, chosen in _by_layer(heads).items():
+    whole = {_index(layer, "layer"): None for layer in _several(layers)}
+    for layer, chosen in (_by_layer(heads) | whole).items():
         selector = at(site, layers=layer, heads=chosen, positions=positions)
         if mode == "zero":
             build = _zeros

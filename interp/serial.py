@@ -85,7 +85,7 @@ def serial(plan: Plan, source: Run, base: Run) -> Iterator[tuple[int, int, Run |
         ``(row, column, run)``: the patched run, with logits of the last position; None where the patch changes
         nothing, so that the run is the plain one. A head that a layer lacks is left out.
     """
-    starts = plan.starts() if _can_start(plan, base) else []
+    starts = startable(plan, base)
     for row, layer in enumerate(plan.sites):
         there, new = base[plan.site, layer], source[plan.site, layer]
         first = plan.first_layer(layer)
@@ -97,13 +97,8 @@ def serial(plan: Plan, source: Run, base: Run) -> Iterator[tuple[int, int, Run |
             unseen = first == plan.model.n_layer and chosen != len(plan.tokens) - 1
             if unseen or _same_bits(there[rows], new[rows]):
                 yield row, column, None
-            elif first not in starts:
-                run = plan.model.run(plan.tokens, edits=[_patch(plan, layer, chosen, source)], logits="last")
-                yield row, column, run
-            elif first == layer and plan.sites[layer].layer == layer:
-                edits = [_patch(plan, layer, chosen, source)]
-                run = plan.model.resume(base["resid_pre", first], first, plan.tokens, edits, logits="last")
-                yield row, column, run
+            elif first not in starts or (first == layer and plan.sites[layer].layer == layer):
+                yield row, column, edited(plan, base, starts, layer, [_patch(plan, layer, chosen, source)])
             else:
                 resid = there.copy()
                 resid[chosen] = new[chosen]
@@ -113,6 +108,19 @@ def serial(plan: Plan, source: Run, base: Run) -> Iterator[tuple[int, int, Run |
 def _patch(plan: Plan, layer: int, chosen: int, source: Run):
     positions, heads = (chosen, None) if plan.heads is None else (plan.positions, chosen)
     return patch(plan.site, layer, source, positions=positions, heads=heads)
+
+
+def startable(plan: Plan, base: Run) -> list[int]:
+    """The layers that runs may start at, ascending; ``base`` has captured what enters them."""
+    return plan.starts() if _can_start(plan, base) else []
+
+
+def edited(plan: Plan, base: Run, starts: list[int], layer: int, edits: list, capture=(), logits="last") -> Run:
+    """The run of a plan's prompt with edits, none of them below ``layer``: from there where that is possible."""
+    if plan.first_layer(layer) in starts and plan.sites[layer].layer == layer:
+        first = plan.first_layer(layer)
+        return plan.model.resume(base["resid_pre", first], first, plan.tokens, edits, capture, logits)
+    return plan.model.run(plan.tokens, capture, edits, logits)
 
 
 def _can_start(plan: Plan, base: Run) -> bool:

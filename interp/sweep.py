@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import math
-import os
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, fields
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from . import files, plot
+from . import plot
 from .errors import RunError, SiteError
+from .grid import Grid, check_metric, measured, metric_name
 from .run import Run
 from .serial import Plan, endings, serial
 from .sites import Site, SiteTable, at, parse
 
 if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
-
     from .model import Model
 
 FORMAT = "llama-interp sweep 1"
@@ -64,35 +58,30 @@ def patch_sweep(
         RunError: prompts of different lengths, no metric, or one that gives no finite number.
         SiteError: an unknown site, layer or position, or a site without heads or tokens.
     """
-    if metric is None:
-        raise RunError(
-            "patch_sweep needs a metric, a function of a run that says how much of the answer is there: "
-            'metric=interp.logit_diff(" Mary", " John"), or interp.probability, or your own.'
-        )
-    if not callable(metric):
-        raise RunError(f"metric={metric!r} is no function of a run; such as interp.logit_diff(a, b), or your own.")
+    check_metric(metric, "patch_sweep")
     if direction not in _DIRECTIONS:
         raise RunError(f'direction={direction!r}: give "denoise" or "noise".')
     tokens = [model._prompt(prompt) for prompt in (clean, corrupted)]
     pieces = [model.pieces(part) for part in tokens]
     _check_pair(*tokens, *pieces)
     into = 1 if direction == "denoise" else 0
-    plan = _plan(model, tokens[into], site, per_head, layers, positions)
+    plan = plan_of(model, tokens[into], site, per_head, layers, positions)
 
     source, base = endings(plan, tokens[1 - into])
-    ends = [_measure(metric, run, f"the {name} prompt") for name, run in zip(("patched", "other"), (base, source))]
+    ends = [measured(metric, run, f"the {name} prompt") for name, run in zip(("patched", "other"), (base, source))]
     sweep = Sweep(
         values=np.full((len(plan.sites), len(plan.columns)), np.nan), site=site, direction=direction,
-        metric=_name(metric), model=model.name, layers=list(plan.sites), positions=plan.positions, heads=plan.heads,
+        metric=metric_name(metric), model=model.name, layers=list(plan.sites), positions=plan.positions, heads=plan.heads,
         tokens=plan.tokens, pieces=pieces[into], clean_pieces=pieces[0], corrupted_pieces=pieces[1],
         clean=ends[into], corrupted=ends[1 - into], complete=False,
     )
-    with contextlib.suppress(KeyboardInterrupt), _bar(progress, sweep) as advance:
+
+    def cells() -> Iterator[tuple[tuple[int, int], float]]:
         for row, column, run in serial(plan, source, base):
             where = f"layer {sweep.layers[row]}, {'position' if plan.heads is None else 'head'} {plan.columns[column]}"
-            sweep.values[row, column] = ends[0] if run is None else _measure(metric, run, where)
-            advance()
-        sweep.complete = True
+            yield (row, column), ends[0] if run is None else measured(metric, run, where)
+
+    sweep.fill(cells(), progress, f"patching {site}")
     return sweep
 
 
@@ -110,7 +99,7 @@ def _check_pair(clean: list[int], corrupted: list[int], *pieces: list[str]) -> N
         raise RunError("The clean and the corrupted prompt are the same: patching one into the other changes nothing.")
 
 
-def _plan(model: Model, tokens: list[int], site: str, per_head: bool, layers, positions) -> Plan:
+def plan_of(model: Model, tokens: list[int], site: str, per_head: bool, layers, positions) -> Plan:
     chosen = at(site, layers=layers, positions=positions)
     if isinstance(chosen.positions, str):
         raise SiteError(f"positions={positions!r}: give integers; of a prompt alone, the last is -1.")
@@ -156,41 +145,6 @@ def _sites(table: SiteTable, name: str, layers: tuple[int, ...] | None) -> dict[
     return sites
 
 
-def _measure(metric: Callable[[Run], float], run: Run, where: str) -> float:
-    found = metric(run)
-    try:
-        value = float(found) if np.ndim(found) == 0 and not isinstance(found, (str, bytes)) else None
-    except (TypeError, ValueError):
-        value = None
-    if value is None:
-        kind = f"an array of shape {np.shape(found)}" if np.ndim(found) else repr(found)
-        raise RunError(f"The metric returned {kind} for {where}; it must return one number, such as float(x[-1]).")
-    if not math.isfinite(value):
-        raise RunError(f"The metric returned {value} for {where}; it must return a finite number.")
-    return value
-
-
-def _name(metric) -> str:
-    name = getattr(metric, "name", None) or getattr(metric, "__name__", "metric")
-    return name if isinstance(name, str) and name != "<lambda>" else "metric"
-
-
-@contextlib.contextmanager
-def _bar(progress: bool | None, sweep: Sweep) -> Iterator[Callable[[], None]]:
-    """Yields a function that says that one more cell is finished."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    if not (console.is_terminal if progress is None else progress):
-        yield lambda: None
-        return
-    shown = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*shown, console=console, transient=True) as bar:
-        task = bar.add_task(f"patching {sweep.site}", total=sweep.values.size)
-        yield lambda: bar.advance(task)
-
-
 class Effect(NamedTuple):
     """One cell of a sweep: ``position`` or ``head`` is None, the token and ``piece`` belong to the position."""
 
@@ -204,7 +158,7 @@ class Effect(NamedTuple):
 
 
 @dataclass(eq=False)
-class Sweep:
+class Sweep(Grid):
     """What :func:`patch_sweep` measured.
 
     Attributes:
@@ -219,12 +173,8 @@ class Sweep:
         complete: False if the sweep was interrupted.
     """
 
-    values: np.ndarray
     site: str
     direction: str
-    metric: str
-    model: str
-    layers: list[int]
     positions: list[int]
     heads: list[int] | None
     tokens: list[int]
@@ -233,7 +183,8 @@ class Sweep:
     corrupted_pieces: list[str]
     clean: float
     corrupted: float
-    complete: bool
+
+    _FORMAT = FORMAT
 
     def __repr__(self) -> str:
         n_rows, n_columns = self.values.shape
@@ -247,25 +198,15 @@ class Sweep:
         return self.corrupted if self.direction == "denoise" else self.clean
 
     @property
-    def effects(self) -> np.ndarray:
-        """What each patch changes: values minus :attr:`baseline`."""
-        return self.values - self.baseline
-
-    @property
     def normalized(self) -> np.ndarray:
         """The values on a scale on which the corrupted run is 0 and the clean one 1; NaN where both are the same."""
         whole = self.clean - self.corrupted
         return (self.values - self.corrupted) / whole if whole else np.full(self.values.shape, np.nan)
 
-    def top(self, k: int = 10) -> list[Effect]:
-        """The k cells with the largest effects, whatever their sign, largest first."""
-        if plot.whole(k, "k") < 1:
-            raise RunError(f"k must be at least 1, not {k}")
-        order = np.argsort(-np.nan_to_num(np.abs(self.effects), nan=-1.0), axis=None, kind="stable")
-        cells = [np.unravel_index(i, self.values.shape) for i in order]
-        return [self._effect(row, column) for row, column in cells if not np.isnan(self.values[row, column])][:k]
+    def _shape(self) -> tuple[int, int]:
+        return len(self.layers), len(self.positions if self.heads is None else self.heads)
 
-    def _effect(self, row: int, column: int) -> Effect:
+    def _cell(self, row: int, column: int) -> Effect:
         position = self.positions[column] if self.heads is None else None
         return Effect(
             self.layers[row], position, None if self.heads is None else self.heads[column],
@@ -275,30 +216,15 @@ class Sweep:
 
     # tables and pictures
 
-    def table(self, k: int = 10) -> Table:
-        """The k largest effects, largest first."""
-        from rich import box
-        from rich.table import Table
-        from rich.text import Text
+    def _header(self) -> tuple[str, ...]:
+        return ("layer", *(("position", "token") if self.heads is None else ("head",)), "value", "effect", "normalized")
 
-        table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-        by_position = self.heads is None
-        for name in ("layer", *(("position", "token") if by_position else ("head",)), "value", "effect", "normalized"):
-            table.add_column(name, justify="left" if name == "token" else "right", no_wrap=True)
-        for cell in self.top(k):
-            where = (str(cell.position), self._label(cell.position)) if by_position else (str(cell.head),)
-            numbers = f"{cell.value:.3f}", f"{cell.effect:+.3f}", f"{cell.normalized:.2f}"
-            table.add_row(str(cell.layer), *map(Text, where), *numbers)
-        return table
+    def _texts(self, cell: Effect) -> list[str]:
+        where = [str(cell.position), self._label(cell.position)] if self.heads is None else [str(cell.head)]
+        return [str(cell.layer), *where, f"{cell.value:.3f}", f"{cell.effect:+.3f}", f"{cell.normalized:.2f}"]
 
-    def print(self, k: int = 10, console: Console | None = None) -> None:
-        """Prints what was measured and the table."""
-        from rich.console import Console
-
-        console = console or Console(highlight=False)
-        console.print(self._title(), style="bold", soft_wrap=True, markup=False)
-        console.print(f"{self.metric}: clean {self.clean:.3f}, corrupted {self.corrupted:.3f}", markup=False)
-        console.print(self.table(k))
+    def _summary(self) -> str:
+        return f"{self.metric}: clean {self.clean:.3f}, corrupted {self.corrupted:.3f}"
 
     def _label(self, position: int) -> str:
         """A position's token; where the prompts differ, the clean one and the corrupted one."""
@@ -307,80 +233,39 @@ class Sweep:
 
     def _title(self) -> str:
         into = "clean into corrupted" if self.direction == "denoise" else "corrupted into clean"
-        kind = "" if self.heads is None else " of each head"
-        return f"patching {self.site}{kind}, {into}: {self.model}{'' if self.complete else ' (interrupted)'}"
+        return self._with_state(f"patching {self.site}{'' if self.heads is None else ' of each head'}, {into}")
 
-    def _prompts(self, width: int) -> list[str]:
-        """Both prompts in a line each, with the first token in which they differ."""
+    def _lines(self, width: int) -> list[str]:
         pair = self.clean_pieces, self.corrupted_pieces
-        first = next((i for i, (a, b) in enumerate(zip(*pair)) if a != b), 0)
-        return [
-            f"{name}: {_around(part, first, width)} ({value:.2f})".replace("(-", "(−")
-            for name, part, value in zip(("clean", "corrupted"), pair, (self.clean, self.corrupted))
-        ]
+        return two_prompts(pair, (self.clean, self.corrupted), width)
 
     def _columns(self) -> list[str]:
         return list(map(str, self.heads)) if self.heads is not None else [self._label(p) for p in self.positions]
 
-    def plot(self, path: str | os.PathLike) -> None:
-        """Draws the effects as PNG: layers up, positions or heads across, white where a patch changes nothing."""
-        names = self._columns()
-        plot.sweep_png(
-            path, self.effects, self.layers, names, None if self.heads is not None else self.positions,
-            f"change of {self.metric}", lambda width: "\n".join([self._title(), *self._prompts(width)]),
+    def _across(self) -> str:
+        return "head" if self.heads is not None else "token and position"
+
+    def _positions(self) -> list[int] | None:
+        return None if self.heads is not None else self.positions
+
+    def _hover(self, cell: Effect) -> str:
+        where = f"head {cell.head}" if self.heads is not None else f"position {cell.position}: {self._label(cell.position)}"
+        return (
+            f"layer {cell.layer}, {where}\n{self.metric} {cell.value:.4f}\n"
+            f"effect {cell.effect:+.4f}\nnormalized {cell.normalized:.3f}"
         )
 
-    def html(self, path: str | os.PathLike) -> None:
-        """Writes the same as an HTML page that works offline; hovering names the cell, its value and effect."""
-        hover = []
-        for row in range(len(self.layers)):
-            hover.append([])
-            for column, name in enumerate(self._columns()):
-                cell = self._effect(row, column)
-                where = f"position {cell.position}: {name}" if self.heads is None else f"head {name}"
-                hover[-1].append(
-                    f"layer {cell.layer}, {where}\n{self.metric} {cell.value:.4f}\n"
-                    f"effect {cell.effect:+.4f}\nnormalized {cell.normalized:.3f}"
-                )
-        title = "\n".join([self._title(), *self._prompts(110)])
-        positions = None if self.heads is not None else self.positions
-        plot.sweep_html(path, self.effects, self.layers, self._columns(), positions, self.metric, hover, title)
 
-    # files
-
-    def save(self, path) -> Path:
-        """Writes everything to a file that plain safetensors or numpy can read as well; :meth:`load` reads it.
-
-        Args:
-            path: a name in ``.safetensors`` or ``.npz``, in a folder that exists; an old file is replaced.
-
-        Raises:
-            FileError: another suffix, or it cannot be written; nothing half-written is left.
-        """
-        names = [f.name for f in fields(self) if f.name != "values"]
-        rest = {name: json.dumps(getattr(self, name), ensure_ascii=False) for name in names}
-        return files.write_arrays(path, {"values": self.values}, {"format": FORMAT, **rest})
-
-    @classmethod
-    def load(cls, path) -> Sweep:
-        """Reads what :meth:`save` wrote.
-
-        Raises:
-            FileError: no such file, no sweep, or a damaged one.
-        """
-        with files.opened(path) as file, files.refusing(file.path):
-            if file.format != FORMAT:
-                raise ValueError("it holds no sweep of this package")
-            rest = {f.name: json.loads(file.texts[f.name]) for f in fields(cls) if f.name != "values"}
-            sweep = cls(values=file["values"], **rest)
-            columns = sweep.positions if sweep.heads is None else sweep.heads
-            shape = len(sweep.layers), len(columns)
-            if sweep.values.shape != shape:
-                raise ValueError(f"it has values of shape {sweep.values.shape}, not {shape}")
-            return sweep
+def two_prompts(pair: tuple[list[str], list[str]], values: tuple[float, float], width: int) -> list[str]:
+    """The clean and the corrupted prompt in a line each, around the first token in which they differ."""
+    first = next((i for i, (a, b) in enumerate(zip(*pair)) if a != b), 0)
+    return [
+        f"{name}: {around(part, first, width)} ({value:.2f})".replace("(-", "(−")
+        for name, part, value in zip(("clean", "corrupted"), pair, values)
+    ]
 
 
-def _around(pieces: list[str], first: int, width: int) -> str:
+def around(pieces: list[str], first: int, width: int) -> str:
     """A prompt in at most ``width`` columns; where it is longer, what lies around one of its tokens."""
     text = plot.visible("".join(pieces)).replace("␣", " ").strip()
     if plot.columns(text) <= width:

@@ -334,6 +334,6 @@ def test_long_prompts_are_cut_around_the_token_that_differs(tiny):
     words = " the store" * 40
     long = [f"Once{words} {name} went{words}" for name in ("Mary", "John")]
     made = interp.patch_sweep(tiny, *long, "l_out", METRIC, layers=-1)
-    lines = made._prompts(60)
+    lines = made._lines(60)
     assert all(len(line) < 90 for line in lines) and "Mary went" in lines[0] and "John went" in lines[1]
     assert re.match(r"clean: … .*…? \(", lines[0])

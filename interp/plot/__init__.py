@@ -15,11 +15,12 @@ from .attention import (
 )
 from .base import columns, spans, visible, whole, written
 from .lens import lens_html, lens_png
+from .lines import lines_html, lines_png
 from .stats import stats_html, stats_png
 from .sweep import sweep_html, sweep_png
 
 __all__ = [
     "attention_head_png", "attention_html", "attention_layer_png", "attention_overview_png", "columns",
-    "lens_html", "lens_png", "spans", "stats_html", "stats_png", "sweep_html", "sweep_png", "thumbnail", "unreachable",
+    "lens_html", "lens_png", "lines_html", "lines_png", "spans", "stats_html", "stats_png", "sweep_html", "sweep_png", "thumbnail", "unreachable",
     "visible", "whole", "written",
 ]

@@ -28,12 +28,12 @@ def _labels(names: Sequence[str], positions: Sequence[int] | None) -> list[str]:
 
 def sweep_png(
     path: str | os.PathLike, effects: np.ndarray, layers: Sequence[int], names: Sequence[str],
-    positions: Sequence[int] | None, measure: str, title: Callable[[int], str],
+    positions: Sequence[int] | None, measure: str, title: Callable[[int], str], across: str,
 ) -> None:
     """Draws effects, (n_layers, n_columns): layers up, positions or heads across.
 
-    `names` are the columns' tokens, with their `positions`; without positions, heads. `measure` names the colour
-    bar. `title` gives the title for a width in characters. NaN cells are grey.
+    `names` are the columns' tokens, with their `positions`; without positions, heads or the like. `measure` names the
+    colour bar, `across` the columns. `title` gives the title for a width in characters. NaN cells are grey.
     """
     n_rows, n_columns = effects.shape
     high = float(np.clip(9 / n_rows, 0.06, 0.2))
@@ -57,7 +57,7 @@ def sweep_png(
         axes.set_yticks([i + 0.5 for i in range(0, n_rows, apart)], list(layers)[::apart])
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
-        axes.set_xlabel("head" if positions is None else "token and position")
+        axes.set_xlabel(across)
         axes.set_ylabel("layer")
         axes.set_title(text, loc="left", fontsize=9, pad=8)
         # The bar of a low picture is shorter than its label: a longer line would run into the title.
@@ -66,7 +66,7 @@ def sweep_png(
 
 def sweep_html(
     path: str | os.PathLike, effects: np.ndarray, layers: Sequence[int], names: Sequence[str],
-    positions: Sequence[int] | None, measure: str, hover: Sequence[Sequence[str]], title: str,
+    positions: Sequence[int] | None, measure: str, hover: Sequence[Sequence[str]], title: str, across: str,
 ) -> None:
     """Writes the same as a page that works offline; `hover` is the text of each cell."""
     import plotly.graph_objects as go
@@ -81,7 +81,7 @@ def sweep_html(
             hovertext=[[escaped(text) for text in row] for row in hover],
             hovertemplate="%{hovertext}<extra></extra>", hoverongaps=False, colorscale="RdBu", zmin=-limit, zmax=limit,
             xgap=gap, ygap=gap,
-            colorbar={"title": {"text": escaped(f"change of {measure}"), "side": "right"}, "thickness": 16},
+            colorbar={"title": {"text": escaped(measure), "side": "right"}, "thickness": 16},
         )
     )
     labels = [escaped(label) for label in _labels(names, positions)]
@@ -92,7 +92,7 @@ def sweep_html(
         width=int(max(480, cell * n_columns) + 220), height=int(max(16 * n_rows, 160) + 120 + below),
         margin={"t": 120, "b": below, "l": 70}, plot_bgcolor=_MISSING,
         xaxis={
-            "title": "head" if positions is None else "token and position", "tickvals": kept,
+            "title": across, "tickvals": kept,
             "ticktext": [labels[i] for i in kept], "tickangle": 0 if positions is None else -90, "showgrid": False,
         },
         yaxis={

@@ -1,0 +1,285 @@
+"""``ablation_sweep`` and ``knockout_sweep``: what the answer loses without a head, a module, or edges of attention."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from . import plot
+from .edits import knockout
+from .errors import RunError, SiteError
+from .grid import Grid, LayerGrid, check_metric, measured, metric_name
+from .patching import ablate
+from .run import Run
+from .serial import Plan, edited, startable
+from .sites import at
+from .sweep import around, plan_of
+
+if TYPE_CHECKING:
+    from .model import Model
+
+# // ablation
+
+
+def ablation_sweep(
+    model: Model, prompt, metric: Callable[[Run], float] | None = None, site: str = "z", mode: str = "zero", mean=None,
+    layers=None, progress: bool | None = None,
+) -> AblationSweep:
+    """Take each head, or each layer of a site without heads, out of the computation, and measure what is left.
+
+    Method: zero and mean ablation as in Michel et al. (arXiv:1905.10650) and Wang et al. (arXiv:2211.00593). Each value
+    is ``metric(model.run(prompt, edits=interp.ablate([(layer, head)], site, mode, mean), logits="last"))``, bit for
+    bit.
+
+    Args:
+        model: the model.
+        prompt: a text or token ids.
+        metric: a function of a :class:`Run` with the logits of the last position: such as :func:`interp.logit_diff`.
+        site: ``"z"`` (each head), ``"mlp_out"``, ``"attn_out"`` (each layer), or any editable site with a token axis.
+        mode: ``"zero"`` or ``"mean"``.
+        mean: for ``"mean"``, as in :func:`interp.ablate`: an array, a run of other text that captured the site, or
+            :class:`Stats` of it.
+        layers: which layers; None: all that have the site.
+        progress: a bar on the standard error; None: where that is a terminal.
+
+    Returns:
+        An :class:`AblationSweep`. After Ctrl-C one with what was finished by then, and ``complete`` False.
+
+    Raises:
+        RunError: no metric, one that gives no finite number, or another mode.
+        EditError: no mean, or one of another shape.
+        SiteError: an unknown site or layer.
+    """
+    check_metric(metric, "ablation_sweep")
+    if mode not in ("zero", "mean"):
+        raise RunError(f'mode={mode!r}: give "zero" or "mean".')
+    tokens = model._prompt(prompt)
+    plan = plan_of(model, tokens, site, False, layers, None)
+    by_head = [tensor.n_head for tensor in plan.sites.values() if tensor.n_head is not None]
+    heads = list(range(max(by_head))) if len(by_head) == len(plan.sites) else None
+    ablate(site=site, mode=mode, mean=mean, layers=list(plan.sites))  # a missing mean is an error before anything runs
+    base = model.run(tokens, at("resid_pre", layers=plan.starts()) if plan.starts() else (), logits="last")
+    found = AblationSweep(
+        values=np.full((len(plan.sites), *((len(heads),) if heads else ())), np.nan), metric=metric_name(metric),
+        model=model.name, layers=list(plan.sites), complete=False, site=site, mode=mode, heads=heads,
+        tokens=tokens, pieces=model.pieces(tokens), baseline=measured(metric, base, "the plain prompt"),
+    )
+
+    def cells() -> Iterator[tuple[tuple[int, ...], float]]:
+        starts = startable(plan, base)
+        for row, layer in enumerate(plan.sites):
+            for head in [None] if heads is None else range(plan.sites[layer].n_head):
+                chosen = {"layers": layer} if head is None else {"heads": [(layer, head)]}
+                run = edited(plan, base, starts, layer, [ablate(site=site, mode=mode, mean=mean, **chosen)])
+                index, where = ((row,), "") if head is None else ((row, head), f", head {head}")
+                yield index, measured(metric, run, f"layer {layer}{where}")
+
+    found.fill(cells(), progress, f"ablating {site}")
+    return found
+
+
+@dataclass(eq=False, repr=False)
+class AblationSweep(LayerGrid):
+    """What :func:`ablation_sweep` measured.
+
+    Attributes:
+        values: (n_layers, n_heads), or (n_layers,) for a site without heads, float64: the metric without that part, in
+            the metric's unit; NaN where the sweep was interrupted, or a layer lacks that head.
+        baseline: the metric of the plain run.
+        site, mode: as given.
+        heads: the columns; None for a site without heads.
+        tokens, pieces: of the prompt.
+        metric, model, layers, complete: as in every sweep.
+    """
+
+    site: str
+    mode: str
+    heads: list[int] | None
+    tokens: list[int]
+    pieces: list[str]
+    baseline: float
+
+    _FORMAT = "llama-interp ablation sweep 1"
+    _KIND = "ablation sweep"
+
+    def _shape(self) -> tuple[int, ...]:
+        return (len(self.layers), *((len(self.heads),) if self.heads is not None else ()))
+
+    def _title(self) -> str:
+        part = "each layer" if self.heads is None else "each head"
+        return self._with_state(f"{self.mode} ablation of {self.site}, {part}")
+
+    def _lines(self, width: int) -> list[str]:
+        return [f"{around(self.pieces, len(self.pieces) - 1, width)} ({self.baseline:.2f})"]
+
+    def _columns(self) -> list[str]:
+        return list(map(str, self.heads))
+
+    def plot(self, path: str | os.PathLike) -> None:
+        """Draws effects of heads as PNG, layers up and heads across, white where nothing changes; of a site without
+        heads the metric as a line over the layers, dashed what it is without ablation."""
+        (Grid if self.heads is not None else LayerGrid).plot(self, path)
+
+    def html(self, path: str | os.PathLike) -> None:
+        """Writes the same as an HTML page that works offline; hovering names the cell, its value and effect."""
+        (Grid if self.heads is not None else LayerGrid).html(self, path)
+
+
+# // attention knockout
+
+
+def knockout_sweep(
+    model: Model, prompt, metric: Callable[[Run], float] | None = None, queries=-1, keys=None, window: int = 9,
+    layers=None, progress: bool | None = None,
+) -> KnockoutSweep:
+    """Cut edges of attention in a window of layers around each layer, and measure what is left.
+
+    Method: Geva et al., "Dissecting Recall of Factual Associations in Auto-Regressive Language Models"
+    (arXiv:2304.14767): where information passes from the keys to the queries. Each value is that of a run with
+    ``interp.knockout(layers of the window, queries, keys)``, bit for bit.
+
+    Args:
+        model: the model.
+        prompt: a text or token ids.
+        metric: a function of a :class:`Run` with the logits of the last position: such as :func:`interp.probability`.
+        queries: the positions that no longer see the keys: one or several; negative ones count from the end.
+        keys: likewise the positions that are no longer seen; or a dictionary of such sets by name, each a line of the
+            result: ``{"subject": [1, 2], "last": -1}``.
+        window: how many layers, the one in the middle among them; at the ends of the model there are fewer. Of an
+            even number, one more lies below the middle than above it.
+        layers: the middles; None: all.
+        progress: a bar on the standard error; None: where that is a terminal.
+
+    Returns:
+        A :class:`KnockoutSweep`. After Ctrl-C one with what was finished by then, and ``complete`` False.
+
+    Raises:
+        RunError: no metric, one that gives no finite number, no keys, or a window below 1.
+        SiteError: a position or layer out of range.
+        EditError: a query would see nothing at all.
+    """
+    check_metric(metric, "knockout_sweep")
+    if isinstance(window, bool) or not hasattr(window, "__index__") or window < 1:
+        raise RunError(f"window={window!r}: give the number of layers, an integer of at least 1.")
+    tokens = model._prompt(prompt)
+    if keys is None or (isinstance(keys, Mapping) and not keys):
+        raise RunError('keys= is missing: positions that are no longer seen, such as [1, 2] or {"subject": [1, 2]}.')
+    sets = {str(name): _positions(part, len(tokens), "keys") for name, part in keys.items()} if isinstance(
+        keys, Mapping) else {"keys": _positions(keys, len(tokens), "keys")}
+    queries = _positions(queries, len(tokens), "queries")
+    table = model._table
+    sites = {site.layer: site for site in table.find("attn_logits")}
+    middles = range(table.n_layer) if layers is None else sorted(
+        {table.layer_index(layer) for layer in at("attn_logits", layers=layers).layers})
+    windows = {middle: _window(middle, int(window), sites) for middle in middles}
+    plan = Plan(model, tokens, "attn_logits", sites, [], None)
+    base = model.run(tokens, at("resid_pre", layers=plan.starts()) if plan.starts() else (), logits="last")
+    found = KnockoutSweep(
+        values=np.full((len(sets), len(middles)), np.nan), metric=metric_name(metric), model=model.name,
+        layers=list(middles), complete=False, keys=sets, queries=queries, window=int(window), tokens=tokens,
+        pieces=model.pieces(tokens), baseline=measured(metric, base, "the plain prompt"),
+    )
+
+    def cells() -> Iterator[tuple[tuple[int, int], float]]:
+        starts = startable(plan, base)
+        for row, (name, chosen) in enumerate(sets.items()):
+            for column, (middle, cut) in enumerate(windows.items()):
+                if not cut:  # a hybrid model may have no attention here
+                    yield (row, column), found.baseline
+                    continue
+                run = edited(plan, base, starts, cut[0], [knockout(cut, queries, chosen)])
+                yield (row, column), measured(metric, run, f"keys {name!r} around layer {middle}")
+
+    found.fill(cells(), progress, "knocking out")
+    return found
+
+
+def _window(middle: int, width: int, sites) -> list[int]:
+    # as in the paper's own code: range(layer - width // 2, layer + ceil(width / 2))
+    return [layer for layer in range(middle - width // 2, middle + (width + 1) // 2) if layer in sites]
+
+
+def _positions(given, n: int, what: str) -> list[int]:
+    chosen = at("l_out", positions=given).positions
+    if chosen is None or isinstance(chosen, str):
+        raise SiteError(f"{what}={given!r}: give positions, integers; of a prompt alone, the last is -1.")
+    for position in chosen:
+        if not -n <= position < n:
+            raise SiteError(f"Position {position} is out of range: the prompt has {n} tokens, 0 to {n - 1}.")
+    return sorted({position % n for position in chosen})
+
+
+class Cut(NamedTuple):
+    """One value of a knockout sweep: ``layer`` is the middle of the window, ``keys`` the name of the set."""
+
+    keys: str
+    layer: int
+    value: float
+    effect: float
+
+
+@dataclass(eq=False, repr=False)
+class KnockoutSweep(LayerGrid):
+    """What :func:`knockout_sweep` measured.
+
+    Attributes:
+        values: (n_sets, n_layers) float64: the metric with the edges cut in the window around each layer, in the
+            metric's unit; NaN where the sweep was interrupted.
+        baseline: the metric of the plain run.
+        keys: the sets of positions by name, in the order of the rows.
+        queries, window: as given; positions count from 0.
+        tokens, pieces: of the prompt.
+        metric, model, layers, complete: as in every sweep.
+    """
+
+    keys: dict[str, list[int]]
+    queries: list[int]
+    window: int
+    tokens: list[int]
+    pieces: list[str]
+    baseline: float
+
+    _FORMAT = "llama-interp knockout sweep 1"
+    _KIND = "knockout sweep"
+
+    @property
+    def relative(self) -> np.ndarray:
+        """The change as a share of the plain run's metric, as the paper draws it: -0.5 is a loss of half."""
+        return self.effects / self.baseline if self.baseline else np.full(self.values.shape, np.nan)
+
+    def _shape(self) -> tuple[int, int]:
+        return len(self.keys), len(self.layers)
+
+    def _cell(self, row: int, column: int) -> Cut:
+        value, effect = float(self.values[row, column]), float(self.effects[row, column])
+        return Cut(list(self.keys)[row], self.layers[column], value, effect)
+
+    def _header(self) -> tuple[str, ...]:
+        return "keys", "layer", "value", "effect"
+
+    def _texts(self, cell: Cut) -> list[str]:
+        return [cell.keys, str(cell.layer), f"{cell.value:.3f}", f"{cell.effect:+.3f}"]
+
+    def _title(self) -> str:
+        one = len(self.queries) == 1
+        who = f"position {self.queries[0]} ({plot.visible(self.pieces[self.queries[0]], 16)})" if one else (
+            f"positions {plot.spans(self.queries)}")
+        no_longer = "no longer sees" if one else "no longer see"
+        return self._with_state(f"{who} {no_longer} the keys, in {self.window} layers around each")
+
+    def _lines(self, width: int) -> list[str]:
+        return [f"{around(self.pieces, len(self.pieces) - 1, width)} ({self.baseline:.2f})"]
+
+    def _names(self) -> list[str]:
+        found = []
+        for name, positions in self.keys.items():
+            pieces = "".join(self.pieces[p] for p in positions).strip() if len(positions) < 8 else ""
+            found.append(f"{name} {plot.spans(positions)} {pieces}".strip())
+        return found
+
+    def _hover(self, cell: Cut) -> str:
+        return f"keys: {cell.keys}\naround layer {cell.layer}\n{self.metric} {cell.value:.4f}\neffect {cell.effect:+.4f}"
