@@ -9,6 +9,7 @@ from .edits import Edit, add, edit, edit_host, knockout, project_out, replace, s
 from .errors import EditError, FileError, InterpError, LibraryError, ModelError, RunError, SiteError
 from .generate import Stream
 from .graph import Tensor
+from .induction import InductionScores, induction_scores
 from .inspect import Graph, Node
 from .lens import Lens, logit_lens
 from .metrics import kl_divergence, logit_diff, probability
@@ -30,6 +31,7 @@ __all__ = [
     "FileError",
     "Generation",
     "Graph",
+    "InductionScores",
     "InterpError",
     "Key",
     "KnockoutSweep",
@@ -55,6 +57,7 @@ __all__ = [
     "attention",
     "edit",
     "edit_host",
+    "induction_scores",
     "keep_only",
     "kl_divergence",
     "knockout",

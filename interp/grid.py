@@ -190,9 +190,13 @@ class Grid:
         cells = [tuple(map(int, np.unravel_index(i, self.values.shape))) for i in order]
         return [self._cell(*index) for index in cells if not np.isnan(self.values[index])][:k]
 
-    def fill(self, cells: Iterable[tuple[tuple[int, ...], float]], progress: bool | None, label: str) -> None:
-        """Enters values as they come, ``(index, value)``; Ctrl-C ends that, with what is there by then."""
-        with contextlib.suppress(KeyboardInterrupt), progress_bar(progress, label, self.values.size) as advance:
+    def fill(self, cells: Iterable[tuple[tuple, float]], progress: bool | None, label: str, total=None) -> None:
+        """Enters values as they come, ``(index, value)``; Ctrl-C ends that, with what is there by then.
+
+        ``total``: how many come; None: one for each value.
+        """
+        total = self.values.size if total is None else total
+        with contextlib.suppress(KeyboardInterrupt), progress_bar(progress, label, total) as advance:
             for index, value in cells:
                 self.values[index] = value
                 advance()
