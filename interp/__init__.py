@@ -4,6 +4,7 @@ from .ablation import AblationSweep, KnockoutSweep, ablation_sweep, knockout_swe
 from .arrays import load_array, save_array
 from .attach import attach, use_with_llama_cpp
 from .attention import Attention, attention
+from .attribution import Attribution, direct_logit_attribution
 from .control import ControlVector
 from .edits import Edit, add, edit, edit_host, knockout, project_out, replace, scale, steer
 from .errors import EditError, FileError, InterpError, LibraryError, ModelError, RunError, SiteError
@@ -25,6 +26,7 @@ __all__ = [
     "AblationSweep",
     "At",
     "Attention",
+    "Attribution",
     "ControlVector",
     "Edit",
     "EditError",
@@ -55,6 +57,7 @@ __all__ = [
     "at",
     "attach",
     "attention",
+    "direct_logit_attribution",
     "edit",
     "edit_host",
     "induction_scores",

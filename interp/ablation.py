@@ -278,7 +278,7 @@ class KnockoutSweep(LayerGrid):
         found = []
         for name, positions in self.keys.items():
             pieces = "".join(self.pieces[p] for p in positions).strip() if len(positions) < 8 else ""
-            found.append(f"{name} {plot.spans(positions)} {pieces}".strip())
+            found.append(f"{name}, {plot.spans(positions)}: {pieces}".removesuffix(": "))
         return found
 
     def _hover(self, cell: Cut) -> str:

@@ -116,6 +116,9 @@ class Grid:
     _FORMAT: ClassVar[str]
     _KIND: ClassVar[str] = "sweep"
 
+    #: whether effects may be negative
+    _SIGNED: ClassVar[bool] = True
+
 
     def __repr__(self) -> str:
         return f"<{self._title()}, values {self.values.shape}>"
@@ -233,7 +236,7 @@ class Grid:
         """Draws the effects as PNG: layers up, the columns across, white where nothing changes, grey without value."""
         plot.sweep_png(
             path, self.effects, self.layers, self._columns(), self._positions(), self._measure(),
-            lambda width: "\n".join([self._title(), *self._lines(width)]), across=self._across(),
+            lambda width: "\n".join([self._title(), *self._lines(width)]), across=self._across(), signed=self._SIGNED,
         )
 
     def html(self, path: str | os.PathLike) -> None:
@@ -242,7 +245,7 @@ class Grid:
         hover = [[self._hover(self._cell(row, column)) for column in columns] for row in rows]
         plot.sweep_html(
             path, self.effects, self.layers, self._columns(), self._positions(), self._measure(), hover,
-            "\n".join([self._title(), *self._lines(110)]), across=self._across(),
+            "\n".join([self._title(), *self._lines(110)]), across=self._across(), signed=self._SIGNED,
         )
 
     # files

@@ -106,6 +106,7 @@ class InductionScores(Grid):
 
     _FORMAT = "llama-interp induction scores 1"
     _KIND = "induction scores"
+    _SIGNED = False
 
     def _shape(self) -> tuple[int, int]:
         return len(self.layers), len(self.heads)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from . import chat, generate, load, native, state
+from . import chat, generate, load, native, state, weights
 from .errors import RunError
 from .inspect import Graph
 from .program import as_list
@@ -82,6 +82,26 @@ class Model(Context):
         """Every named tensor of the graph, in graph order."""
         self._check_open()
         return list(self._table.sites)
+
+    def weight(self, name: str) -> np.ndarray:
+        """A weight of the model, dequantised.
+
+        Args:
+            name: as in the GGUF: ``"token_embd.weight"``, ``"blk.0.attn_output.weight"``, …
+
+        Returns:
+            float32; a matrix is ``(n_out, n_in)``, of experts ``(n_expert, n_out, n_in)``.
+
+        Raises:
+            ModelError: there is no such weight (the nearest names are listed), or it was repacked when the model was
+                loaded: load with ``repack=False``.
+        """
+        with self._locked() as handle:
+            return weights.read(self._lib, handle, name, self.n_layer)
+
+    def _has_weight(self, name: str) -> bool:
+        with self._locked() as handle:
+            return weights.has(self._lib, handle, name)
 
     # graphs
 

@@ -26,7 +26,7 @@ def lines_png(
         axes = figure.add_axes((0, 0, 1, 1))
         axes.axhline(baseline, color="#777777", linewidth=1, linestyle=(0, (4, 3)), label="no change", zorder=1)
         for i, (row, name) in enumerate(zip(values, names)):
-            label = show(name, 40) if name else None
+            label = show(name, 60).replace("␣", " ") if name else None
             axes.plot(
                 layers, row, color=_COLOURS[i % len(_COLOURS)], marker="o", markersize=2.5, linewidth=1.2, label=label
             )

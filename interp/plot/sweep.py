@@ -22,18 +22,23 @@ def _limit(effects: np.ndarray) -> float:
     return float(finite.max()) if finite.size and finite.max() > 0 else 1.0
 
 
+def _scale(signed: bool, limit: float) -> dict:
+    return {"cmap": "RdBu" if signed else "Blues", "vmin": -limit if signed else 0, "vmax": limit}
+
+
 def _labels(names: Sequence[str], positions: Sequence[int] | None) -> list[str]:
     return list(names) if positions is None else [f"{name}  {p}" for name, p in zip(names, positions)]
 
 
 def sweep_png(
     path: str | os.PathLike, effects: np.ndarray, layers: Sequence[int], names: Sequence[str],
-    positions: Sequence[int] | None, measure: str, title: Callable[[int], str], across: str,
+    positions: Sequence[int] | None, measure: str, title: Callable[[int], str], across: str, signed: bool = True,
 ) -> None:
     """Draws effects, (n_layers, n_columns): layers up, positions or heads across.
 
     `names` are the columns' tokens, with their `positions`; without positions, heads or the like. `measure` names the
-    colour bar, `across` the columns. `title` gives the title for a width in characters. NaN cells are grey.
+    colour bar, `across` the columns. `title` gives the title for a width in characters. Colours end at 0 where nothing
+    is `signed`. NaN cells are grey.
     """
     n_rows, n_columns = effects.shape
     high = float(np.clip(9 / n_rows, 0.06, 0.2))
@@ -47,7 +52,7 @@ def sweep_png(
         limit = _limit(effects)
         # White lines between the cells, as long as the cells are wider than lines.
         lines = {"edgecolors": "white", "linewidth": 0.6} if min(high, wide) >= 0.12 else {}
-        mesh = axes.pcolormesh(np.ma.masked_invalid(effects), cmap="RdBu", vmin=-limit, vmax=limit, **lines)
+        mesh = axes.pcolormesh(np.ma.masked_invalid(effects), **_scale(signed, limit), **lines)
         step, apart = -(-n_columns // _LABELS), max(1, -(-n_rows // 40))
         kept = range(0, n_columns, step)
         shown = _labels([show(names[i], 26) for i in kept], None if positions is None else [positions[i] for i in kept])
@@ -67,20 +72,21 @@ def sweep_png(
 def sweep_html(
     path: str | os.PathLike, effects: np.ndarray, layers: Sequence[int], names: Sequence[str],
     positions: Sequence[int] | None, measure: str, hover: Sequence[Sequence[str]], title: str, across: str,
+    signed: bool = True,
 ) -> None:
     """Writes the same as a page that works offline; `hover` is the text of each cell."""
     import plotly.graph_objects as go
 
     n_rows, n_columns = effects.shape
-    limit = _limit(effects)
+    scale = _scale(signed, _limit(effects))
     cell = float(np.clip(1100 / n_columns, 6, 40))
     gap = 1 if cell >= 10 else 0
     figure = go.Figure(
         go.Heatmap(
             z=[[None if np.isnan(v) else round(float(v), 6) for v in row] for row in effects],
             hovertext=[[escaped(text) for text in row] for row in hover],
-            hovertemplate="%{hovertext}<extra></extra>", hoverongaps=False, colorscale="RdBu", zmin=-limit, zmax=limit,
-            xgap=gap, ygap=gap,
+            hovertemplate="%{hovertext}<extra></extra>", hoverongaps=False,
+            colorscale=scale["cmap"], zmin=scale["vmin"], zmax=scale["vmax"], xgap=gap, ygap=gap,
             colorbar={"title": {"text": escaped(measure), "side": "right"}, "thickness": 16},
         )
     )
