@@ -16,6 +16,7 @@ from .lens import Lens, logit_lens
 from .metrics import kl_divergence, logit_diff, probability
 from .model import Model
 from .patching import ablate, keep_only, patch
+from .path_patching import PathPatch, path_patch
 from .run import Generation, Run
 from .sites import At, Key, Site, at
 from .state import Prefix
@@ -42,6 +43,7 @@ __all__ = [
     "Model",
     "ModelError",
     "Node",
+    "PathPatch",
     "Prefix",
     "Run",
     "RunError",
@@ -70,6 +72,7 @@ __all__ = [
     "logit_lens",
     "patch",
     "patch_sweep",
+    "path_patch",
     "probability",
     "project_out",
     "replace",

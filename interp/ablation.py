@@ -168,13 +168,13 @@ def knockout_sweep(
     tokens = model._prompt(prompt)
     if keys is None or (isinstance(keys, Mapping) and not keys):
         raise RunError('keys= is missing: positions that are no longer seen, such as [1, 2] or {"subject": [1, 2]}.')
-    sets = {str(name): _positions(part, len(tokens), "keys") for name, part in keys.items()} if isinstance(
-        keys, Mapping) else {"keys": _positions(keys, len(tokens), "keys")}
+    named = keys if isinstance(keys, Mapping) else {"keys": keys}
+    sets = {str(name): _positions(part, len(tokens), "keys") for name, part in named.items()}
     queries = _positions(queries, len(tokens), "queries")
     table = model._table
     sites = {site.layer: site for site in table.find("attn_logits")}
-    middles = range(table.n_layer) if layers is None else sorted(
-        {table.layer_index(layer) for layer in at("attn_logits", layers=layers).layers})
+    chosen = at("attn_logits", layers=layers).layers
+    middles = range(table.n_layer) if chosen is None else sorted({table.layer_index(layer) for layer in chosen})
     windows = {middle: _window(middle, int(window), sites) for middle in middles}
     plan = Plan(model, tokens, "attn_logits", sites, [], None)
     base = model.run(tokens, at("resid_pre", layers=plan.starts()) if plan.starts() else (), logits="last")
@@ -265,11 +265,10 @@ class KnockoutSweep(LayerGrid):
         return [cell.keys, str(cell.layer), f"{cell.value:.3f}", f"{cell.effect:+.3f}"]
 
     def _title(self) -> str:
-        one = len(self.queries) == 1
-        who = f"position {self.queries[0]} ({plot.visible(self.pieces[self.queries[0]], 16)})" if one else (
-            f"positions {plot.spans(self.queries)}")
-        no_longer = "no longer sees" if one else "no longer see"
-        return self._with_state(f"{who} {no_longer} the keys, in {self.window} layers around each")
+        who = f"positions {plot.spans(self.queries)}"
+        if len(self.queries) == 1:
+            who = f"position {self.queries[0]} ({plot.visible(self.pieces[self.queries[0]], 16)})"
+        return self._with_state(f"{who} without the keys, in {self.window} layers around each")
 
     def _lines(self, width: int) -> list[str]:
         return [f"{around(self.pieces, len(self.pieces) - 1, width)} ({self.baseline:.2f})"]
@@ -282,4 +281,5 @@ class KnockoutSweep(LayerGrid):
         return found
 
     def _hover(self, cell: Cut) -> str:
-        return f"keys: {cell.keys}\naround layer {cell.layer}\n{self.metric} {cell.value:.4f}\neffect {cell.effect:+.4f}"
+        where = f"keys: {cell.keys}\naround layer {cell.layer}"
+        return f"{where}\n{self.metric} {cell.value:.4f}\neffect {cell.effect:+.4f}"

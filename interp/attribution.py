@@ -73,8 +73,8 @@ def direct_logit_attribution(
     off = _distance(total, resid)
     if off > _SUM:
         raise ModelError(
-            f"The residual stream of the architecture {model.arch} is no plain sum of what its graph names as attention "
-            f"and MLP outputs: they miss {off:.1%} of it. Its components cannot be attributed."
+            f"The residual stream of the architecture {model.arch} is no plain sum of what its graph names as "
+            f"attention and MLP outputs: they miss {off:.1%} of it. Its components cannot be attributed."
         )
     head = _Head(model, resid, rows("final_norm", -1), chosen, _logits(run, position))
     heads = {layer: _heads(model, rows, layer, vector) for layer, vector in parts["attn"].items()}
@@ -173,8 +173,7 @@ class _Norm:
     """A norm with its scale held at what it is for one residual stream."""
 
     def __init__(self, model: Model, weight: str, x: np.ndarray, result: np.ndarray):
-        self.weight = model.weight(f"{weight}.weight").astype(np.float64) if model._has_weight(f"{weight}.weight") else 1.0
-        self.bias = model.weight(f"{weight}.bias").astype(np.float64) if model._has_weight(f"{weight}.bias") else 0.0
+        self.weight, self.bias = _given(model, f"{weight}.weight", 1.0), _given(model, f"{weight}.bias", 0.0)
         off = []
         for kind, self.is_centred in (("layer_norm_rms_epsilon", False), ("layer_norm_epsilon", True)):
             epsilon = model._meta(f"{model.arch}.attention.{kind}")
@@ -192,6 +191,10 @@ class _Norm:
     def __call__(self, part: np.ndarray) -> np.ndarray:
         """Of one part (…, n_embd) of what is normed; its bias belongs to none of them."""
         return self._centred(part) * self.scale * self.weight
+
+
+def _given(model: Model, name: str, otherwise: float) -> np.ndarray | float:
+    return model.weight(name).astype(np.float64) if model._has_weight(name) else otherwise
 
 
 class _Head:
@@ -237,8 +240,7 @@ def _heads(model: Model, rows: _Rows, layer: int, added: np.ndarray) -> np.ndarr
     if z.ndim != 2 or matrix.shape != (len(out), z.size):
         return None
     found = np.einsum("hd,ehd->he", z, matrix.reshape(len(out), *z.shape).astype(np.float64))
-    bias = model.weight(f"{name}.bias") if model._has_weight(f"{name}.bias") else 0.0
-    if _distance(found.sum(axis=0) + bias, out) > _HEADS:
+    if _distance(found.sum(axis=0) + _given(model, f"{name}.bias", 0.0), out) > _HEADS:
         return None
     if rows.is_same("hook_attn_out", "attn_out", layer):
         return found

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 FORMAT = "llama-interp sweep 1"
 
-_DIRECTIONS = ("denoise", "noise")
+DIRECTIONS = ("denoise", "noise")
 
 
 def patch_sweep(
@@ -59,11 +59,11 @@ def patch_sweep(
         SiteError: an unknown site, layer or position, or a site without heads or tokens.
     """
     check_metric(metric, "patch_sweep")
-    if direction not in _DIRECTIONS:
+    if direction not in DIRECTIONS:
         raise RunError(f'direction={direction!r}: give "denoise" or "noise".')
     tokens = [model._prompt(prompt) for prompt in (clean, corrupted)]
     pieces = [model.pieces(part) for part in tokens]
-    _check_pair(*tokens, *pieces)
+    check_pair(*tokens, *pieces)
     into = 1 if direction == "denoise" else 0
     plan = plan_of(model, tokens[into], site, per_head, layers, positions)
 
@@ -71,8 +71,8 @@ def patch_sweep(
     ends = [measured(metric, run, f"the {name} prompt") for name, run in zip(("patched", "other"), (base, source))]
     sweep = Sweep(
         values=np.full((len(plan.sites), len(plan.columns)), np.nan), site=site, direction=direction,
-        metric=metric_name(metric), model=model.name, layers=list(plan.sites), positions=plan.positions, heads=plan.heads,
-        tokens=plan.tokens, pieces=pieces[into], clean_pieces=pieces[0], corrupted_pieces=pieces[1],
+        metric=metric_name(metric), model=model.name, layers=list(plan.sites), positions=plan.positions,
+        heads=plan.heads, tokens=plan.tokens, pieces=pieces[into], clean_pieces=pieces[0], corrupted_pieces=pieces[1],
         clean=ends[into], corrupted=ends[1 - into], complete=False,
     )
 
@@ -85,7 +85,11 @@ def patch_sweep(
     return sweep
 
 
-def _check_pair(clean: list[int], corrupted: list[int], *pieces: list[str]) -> None:
+def check_pair(clean: list[int], corrupted: list[int], *pieces: list[str]) -> None:
+    """
+    Raises:
+        RunError: the two prompts are of different lengths, or the same.
+    """
     if len(clean) != len(corrupted):
         shown = "; ".join(
             f"{name}: {' '.join(map(repr, part[:40]))}{' …' if len(part) > 40 else ''}"
@@ -249,7 +253,7 @@ class Sweep(Grid):
         return None if self.heads is not None else self.positions
 
     def _hover(self, cell: Effect) -> str:
-        where = f"head {cell.head}" if self.heads is not None else f"position {cell.position}: {self._label(cell.position)}"
+        where = f"head {cell.head}" if self.heads else f"position {cell.position}: {self._label(cell.position)}"
         return (
             f"layer {cell.layer}, {where}\n{self.metric} {cell.value:.4f}\n"
             f"effect {cell.effect:+.4f}\nnormalized {cell.normalized:.3f}"

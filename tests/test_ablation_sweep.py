@@ -58,7 +58,8 @@ def test_runs_start_at_the_ablated_layer_and_whole_runs_give_the_same(tiny, monk
 
 def test_whole_layers_are_ablated_with_means_of_their_shape(tiny, rng):
     mean = rng.standard_normal((tiny.n_layer, tiny.n_embd)).astype(np.float32)
-    run = tiny.run(PROMPT, capture="mlp_out", edits=interp.ablate(site="mlp_out", layers=[1, 2], mode="mean", mean=mean))
+    both = interp.ablate(site="mlp_out", layers=[1, 2], mode="mean", mean=mean)
+    run = tiny.run(PROMPT, capture="mlp_out", edits=both)
     assert np.array_equal(run["mlp_out", 1], np.tile(mean[1], (14, 1)))
     assert np.array_equal(run["mlp_out", 2], np.tile(mean[2], (14, 1)))
     with pytest.raises(interp.EditError, match="shape"):

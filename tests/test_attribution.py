@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gguf
 import numpy as np
 import pytest
 from PIL import Image
@@ -10,6 +9,7 @@ from PIL import Image
 import interp
 import models
 from interp import attribution
+from recipes import RECIPES
 
 PROMPT = "When Mary and John went to the store, John gave a drink to"
 A, B = " Mary", " John"
@@ -122,7 +122,8 @@ def test_it_is_printed_drawn_and_saved(tiny, tmp_path, capsys):
     made = interp.direct_logit_attribution(tiny, PROMPT, A, B)
     made.print()
     text = capsys.readouterr().out
-    assert "logit difference ␣Mary − ␣John" in text and f"{made.total:+.3f}" in text and f"{made.top(1)[0].value:+.3f}" in text
+    assert "logit difference ␣Mary − ␣John" in text
+    assert f"{made.total:+.3f}" in text and f"{made.top(1)[0].value:+.3f}" in text
     made.plot(tmp_path / "a.png")
     with Image.open(tmp_path / "a.png") as image:
         assert min(image.size) > 150
@@ -135,21 +136,25 @@ def test_it_is_printed_drawn_and_saved(tiny, tmp_path, capsys):
 
 
 def test_weights_are_those_of_the_file(tiny):
-    for tensor in gguf.GGUFReader(models.tiny("llama")).tensors:
-        found = tiny.weight(tensor.name)
-        assert found.dtype == np.float32 and np.array_equal(found, tensor.data), tensor.name
+    recipe = RECIPES["llama"]()
+    assert len(recipe.tensors) > 30
+    for name, normal in recipe.tensors.items():
+        found = tiny.weight(name)
+        assert found.dtype == np.float32 and np.array_equal(found, normal.draw(recipe.seed, name)), name
 
 
 def test_quantised_weights_are_dequantised_or_refused_where_they_were_repacked(model):
-    tensors = {t.name: t for t in gguf.GGUFReader(models.default_gguf()).tensors}
+    name = "blk.3.attn_output.weight"
     with interp.Model(n_ctx=64, n_threads=1, repack=False) as plain:
-        for name in ("blk.3.attn_output.weight", "output_norm.weight"):
-            wanted = gguf.quants.dequantize(tensors[name].data, tensors[name].tensor_type)
-            assert np.allclose(plain.weight(name), wanted, atol=1e-6)
-            try:
-                assert np.allclose(model.weight(name), wanted, atol=1e-6)
-            except interp.ModelError as err:  # whether it is repacked depends on the processor
-                assert "repack=False" in str(err) and name in str(err)
+        run = plain.run("The Eiffel Tower", capture="embd")
+        embedding = plain.weight("token_embd.weight")
+        assert embedding.shape == (plain.n_vocab, plain.n_embd)
+        assert np.allclose(run["embd"], embedding[run.tokens], atol=1e-6), "the model dequantises these rows itself"
+        wanted = plain.weight(name)
+    try:
+        assert np.array_equal(model.weight(name), wanted)
+    except interp.ModelError as err:  # whether it is repacked depends on the processor
+        assert "repack=False" in str(err) and name in str(err)
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,6 @@ from .sweep import sweep_html, sweep_png
 
 __all__ = [
     "attention_head_png", "attention_html", "attention_layer_png", "attention_overview_png", "columns",
-    "lens_html", "lens_png", "lines_html", "lines_png", "spans", "stats_html", "stats_png", "sweep_html", "sweep_png", "thumbnail", "unreachable",
-    "visible", "whole", "written",
+    "lens_html", "lens_png", "lines_html", "lines_png", "spans", "stats_html", "stats_png", "sweep_html", "sweep_png",
+    "thumbnail", "unreachable", "visible", "whole", "written",
 ]
