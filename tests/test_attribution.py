@@ -8,14 +8,11 @@ from PIL import Image
 
 import interp
 import models
-from interp import attribution
+from interp import attribution, weights
 from recipes import RECIPES
 
 PROMPT = "When Mary and John went to the store, John gave a drink to"
 A, B = " Mary", " John"
-
-#: RMSNorm, LayerNorm with biases, wide heads, norms behind and a soft-cap, a tied head with a scale, sinks and experts
-ARCHS = ("llama", "gpt2", "qwen3", "gemma2", "gemma3", "command-r", "gptneox", "falcon", "mixtral", "gpt-oss", "phi3")
 
 
 def loaded(arch: str) -> interp.Model:
@@ -29,7 +26,7 @@ def logits_of(model, run, position: int = -1) -> np.ndarray:
     return cap * np.arctanh(logits / cap) if cap else logits
 
 
-@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("arch", RECIPES)
 def test_the_parts_sum_to_the_logits_and_heads_to_their_attention(arch):
     with loaded(arch) as model:
         run = model.run(PROMPT)
@@ -155,6 +152,22 @@ def test_quantised_weights_are_dequantised_or_refused_where_they_were_repacked(m
         assert np.array_equal(model.weight(name), wanted)
     except interp.ModelError as err:  # whether it is repacked depends on the processor
         assert "repack=False" in str(err) and name in str(err)
+
+
+def test_a_repacked_weight_says_how_to_load_it():
+    class Repacked:
+        """Which types are repacked depends on the processor; here, all are."""
+
+        error = staticmethod(lambda handle: b"a.weight was repacked for speed when the model was loaded")
+        weight_read = staticmethod(lambda *_: -1)
+
+        @staticmethod
+        def weight_info(handle, name, info):
+            info._obj.ne[:] = [4, 3, 1, 1]
+            return 0
+
+    with pytest.raises(interp.ModelError, match="a.weight was repacked.*repack=False"):
+        weights.read(Repacked, None, "a.weight", n_layer=1)
 
 
 @pytest.mark.parametrize(
