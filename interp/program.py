@@ -348,16 +348,16 @@ def _take(lib: native.Library, handle: int, index: int, shape: tuple[int, ...], 
 
 
 class Batch:
-    """Tokens of sequence 0 as the library takes them.
+    """Tokens as the library takes them, of sequence 0 unless told otherwise.
 
     Made once for all steps of a generation: between two tokens Python is cold, and each of its objects counts.
     """
 
     def __init__(self, n: int):
         ints = ct.c_int32 * n
-        self.token, self.pos, self._seq, self.output = ints(), ints(), ints(), (ct.c_int8 * n)()
+        self.token, self.pos, self.seq, self.output = ints(), ints(), ints(), (ct.c_int8 * n)()
         self._struct = header.Batch(
-            n_tokens=n, token=self.token, pos=self.pos, seq=self._seq,
+            n_tokens=n, token=self.token, pos=self.pos, seq=self.seq,
             output=ct.cast(self.output, ct.POINTER(ct.c_int8)),
         )  # fmt: skip
         self.reference = ct.byref(self._struct)

@@ -1,4 +1,4 @@
-"""The serial method of a sweep: one run for each cell. Exact, and the check of every faster method.
+"""What a sweep patches, and its serial method: one run for each cell. Exact, and the check of the batched one.
 
 Two things make it cheaper than whole runs, and neither changes a bit of the result: a cell whose values are already
 there is not run, and a run starts at the layer that is patched, on the stored residual stream of the layers below.
@@ -32,6 +32,7 @@ class Plan:
         sites: the tensor that the name means in each layer.
         positions: ascending; with heads, those that are patched together.
         heads: ascending; None: each position is a cell.
+        prune: leave out the cells that are known to change nothing.
     """
 
     model: Model
@@ -40,6 +41,7 @@ class Plan:
     sites: dict[int, Site]
     positions: list[int]
     heads: list[int] | None
+    prune: bool = True
 
     @property
     def columns(self) -> list[int]:
@@ -48,15 +50,20 @@ class Plan:
     def first_layer(self, layer: int) -> int:
         """The first layer that a patch of this layer changes: the next, where the site is what enters it."""
         site = self.sites[layer]
-        return site.layer + 1 if site.key == _residual(self.model, site.layer) else layer
+        return site.layer + 1 if site.key == residual(self.model, site.layer) else layer
+
+    def is_unseen(self, layer: int, chosen: int) -> bool:
+        """What follows the last layer, norm and head, takes each position by itself."""
+        last = self.first_layer(layer) == self.model.n_layer
+        return last and self.heads is None and chosen != len(self.tokens) - 1
 
     def starts(self) -> list[int]:
         """The layers that runs can start at, ascending."""
         first = {self.first_layer(layer) for layer in self.sites}
-        return sorted(k for k in first if 1 <= k < self.model.n_layer and _residual(self.model, k - 1))
+        return sorted(k for k in first if 1 <= k < self.model.n_layer and residual(self.model, k - 1))
 
 
-def _residual(model: Model, layer: int) -> Key | None:
+def residual(model: Model, layer: int) -> Key | None:
     """What leaves a layer, if the model's graph names it."""
     try:
         return model._residual(layer) if layer >= 0 else None
@@ -93,9 +100,7 @@ def serial(plan: Plan, source: Run, base: Run) -> Iterator[tuple[int, int, Run |
             if plan.heads is not None and chosen >= plan.sites[layer].n_head:
                 continue
             rows = chosen if plan.heads is None else (plan.positions, chosen)
-            # What follows the last layer, norm and head, takes each position by itself.
-            unseen = first == plan.model.n_layer and chosen != len(plan.tokens) - 1
-            if unseen or _same_bits(there[rows], new[rows]):
+            if plan.prune and (plan.is_unseen(layer, chosen) or same_bits(there[rows], new[rows])):
                 yield row, column, None
             elif first not in starts or (first == layer and plan.sites[layer].layer == layer):
                 yield row, column, edited(plan, base, starts, layer, [_patch(plan, layer, chosen, source)])
@@ -112,7 +117,7 @@ def _patch(plan: Plan, layer: int, chosen: int, source: Run):
 
 def startable(plan: Plan, base: Run) -> list[int]:
     """The layers that runs may start at, ascending; ``base`` has captured what enters them."""
-    return plan.starts() if _can_start(plan, base) else []
+    return plan.starts() if can_start(plan, base) else []
 
 
 def edited(plan: Plan, base: Run, starts: list[int], layer: int, edits: list, capture=(), logits="last") -> Run:
@@ -123,16 +128,16 @@ def edited(plan: Plan, base: Run, starts: list[int], layer: int, edits: list, ca
     return plan.model.run(plan.tokens, capture, edits, logits)
 
 
-def _can_start(plan: Plan, base: Run) -> bool:
+def can_start(plan: Plan, base: Run) -> bool:
     """Whether runs that start in the middle give the plain run's logits; some layers may read more than the residual
-    stream, such as the cache of an earlier layer."""
-    starts = plan.starts()
+    stream, such as the cache of an earlier layer. Found out once for a model and a layer."""
+    known, starts = plan.model._exact_starts, plan.starts()
     for k in {*starts[:1], *starts[-1:]}:
-        run = plan.model.resume(base["resid_pre", k], k, plan.tokens, logits="last")
-        if not np.array_equal(run.logits, base.logits):
-            return False
-    return True
+        if k not in known:
+            run = plan.model.resume(base["resid_pre", k], k, plan.tokens, logits="last")
+            known[k] = np.array_equal(run.logits, base.logits)
+    return all(known[k] for k in {*starts[:1], *starts[-1:]})
 
 
-def _same_bits(a: np.ndarray, b: np.ndarray) -> bool:
+def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
     return np.ascontiguousarray(a).tobytes() == np.ascontiguousarray(b).tobytes()

@@ -40,6 +40,10 @@ class Context:
         self._stream: weakref.ref | None = None
         self._prefix: state.Prefix | None = None
         self._graph_functions: list[Callable[[Graph], None]] = []
+        #: tells whoever left something in the cache whether it is still there
+        self._n_rewinds = 0
+        #: what the first layer of a partial run gave: whether its logits are those of the whole run
+        self._exact_starts: dict[int, bool] = {}
 
         info = header.Info()
         lib.get_info(handle, ct.byref(info))
@@ -48,7 +52,7 @@ class Context:
         self.n_layer, self.n_head, self.n_head_kv = info.n_layer, info.n_head, info.n_head_kv
         self.n_embd, self.n_vocab = info.n_embd, info.n_vocab
         self.n_params, self.flash_attn, self.n_threads = info.n_params, bool(info.flash_attn), info.n_threads
-        self._n_batch, self._n_ubatch = info.n_batch, info.n_ubatch
+        self._n_batch, self._n_ubatch, self._n_seq_max = info.n_batch, info.n_ubatch, info.n_seq_max
         self._is_recurrent = bool(info.is_recurrent)
         self._can_generate = bool(info.has_memory) and not info.has_encoder
         self.vocab = Vocab(lib, handle, info)
@@ -186,6 +190,7 @@ class Context:
                 self._rewind(handle)
 
     def _rewind(self, handle: int) -> None:
+        self._n_rewinds += 1
         if self._lib.memory_rewind(handle, self.n_prefix) == 1:
             self._restore_prefix(handle)
 
@@ -223,7 +228,7 @@ class Context:
                     if start is not None:
                         key, rows = start
                         name = key.name.encode()
-                        self._lib.start_set(handle, name, key.layer, key.occurrence, _floats(rows), len(rows))
+                        self._lib.start_set(handle, name, key.layer, key.occurrence, _floats(rows), None, None, len(rows))
                     yield handle
                 finally:
                     # a stream may be collected after the model that it belongs to

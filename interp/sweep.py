@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from . import plot
+from .batched import batched, can_batch
 from .errors import RunError, SiteError
 from .grid import Grid, check_metric, measured, metric_name
 from .run import Run
@@ -27,14 +28,15 @@ DIRECTIONS = ("denoise", "noise")
 def patch_sweep(
     model: Model, clean, corrupted, site: str = "l_out", metric: Callable[[Run], float] | None = None,
     per_head: bool = False, layers=None, positions=None, direction: str = "denoise", progress: bool | None = None,
+    method: str | None = None, prune: bool = True,
 ) -> Sweep:
     """Patch every layer at every position, or every head, and measure each time what the model answers.
 
     Method: activation patching, Meng et al. (arXiv:2202.05262) and Wang et al. (arXiv:2211.00593); for the choice of
     direction and metric see Heimersheim and Nanda, "How to use and interpret activation patching" (arXiv:2404.15255).
-    Every cell is what a run of its own gives, bit for bit: ``metric(model.run(corrupted, edits=interp.patch(site,
-    layer, clean_run, positions=position), logits="last"))``. (With all logits the head multiplies many rows at once,
-    and F32 weights give other last bits.)
+    Every cell is what a run of its own gives: ``metric(model.run(corrupted, edits=interp.patch(site, layer, clean_run,
+    positions=position), logits="last"))``; with the serial method bit for bit, with the batched one to the rounding of
+    kernels that multiply other shapes.
 
     Args:
         model: the model.
@@ -50,6 +52,9 @@ def patch_sweep(
         direction: ``"denoise"``: the corrupted prompt is run and gets values of the clean one, which shows what
             suffices to restore the answer; ``"noise"``: the other way round, which shows what is needed for it.
         progress: a bar on the standard error; None: where that is a terminal.
+        method: ``"batched"``: the cells of a layer are sequences of one decode; ``"serial"``: each is a run of its own;
+            None: batched where the model can.
+        prune: leave out the cells that are known to change nothing, as all before the first token that differs.
 
     Returns:
         A :class:`Sweep`. After Ctrl-C one with what was finished by then, and ``complete`` False.
@@ -61,11 +66,13 @@ def patch_sweep(
     check_metric(metric, "patch_sweep")
     if direction not in DIRECTIONS:
         raise RunError(f'direction={direction!r}: give "denoise" or "noise".')
+    if method not in (None, "batched", "serial"):
+        raise RunError(f'method={method!r}: give "batched", "serial", or None for the better one.')
     tokens = [model._prompt(prompt) for prompt in (clean, corrupted)]
     pieces = [model.pieces(part) for part in tokens]
     check_pair(*tokens, *pieces)
     into = 1 if direction == "denoise" else 0
-    plan = plan_of(model, tokens[into], site, per_head, layers, positions)
+    plan = plan_of(model, tokens[into], site, per_head, layers, positions, prune)
 
     source, base = endings(plan, tokens[1 - into])
     ends = [measured(metric, run, f"the {name} prompt") for name, run in zip(("patched", "other"), (base, source))]
@@ -75,13 +82,21 @@ def patch_sweep(
         heads=plan.heads, tokens=plan.tokens, pieces=pieces[into], clean_pieces=pieces[0], corrupted_pieces=pieces[1],
         clean=ends[into], corrupted=ends[1 - into], complete=False,
     )
+    can = method != "serial" and can_batch(plan, base)
+    if method == "batched" and not can:
+        raise RunError(
+            'method="batched" needs a cache that sequences can share, no prefix in force, and layers that read nothing '
+            "but the residual stream. Leave method out."
+        )
+    runs = (batched if can else serial)(plan, source, base)
 
     def cells() -> Iterator[tuple[tuple[int, int], float]]:
-        for row, column, run in serial(plan, source, base):
+        for row, column, run in runs:
             where = f"layer {sweep.layers[row]}, {'position' if plan.heads is None else 'head'} {plan.columns[column]}"
             yield (row, column), ends[0] if run is None else measured(metric, run, where)
 
-    sweep.fill(cells(), progress, f"patching {site}")
+    with contextlib.closing(runs):
+        sweep.fill(cells(), progress, f"patching {site}")
     return sweep
 
 
@@ -103,7 +118,9 @@ def check_pair(clean: list[int], corrupted: list[int], *pieces: list[str]) -> No
         raise RunError("The clean and the corrupted prompt are the same: patching one into the other changes nothing.")
 
 
-def plan_of(model: Model, tokens: list[int], site: str, per_head: bool, layers, positions) -> Plan:
+def plan_of(
+    model: Model, tokens: list[int], site: str, per_head: bool, layers, positions, prune: bool = True
+) -> Plan:  # fmt: skip
     chosen = at(site, layers=layers, positions=positions)
     if isinstance(chosen.positions, str):
         raise SiteError(f"positions={positions!r}: give integers; of a prompt alone, the last is -1.")
@@ -119,7 +136,7 @@ def plan_of(model: Model, tokens: list[int], site: str, per_head: bool, layers, 
             raise SiteError(f"{without[0].key} has axes {without[0].axes}, no heads. Sites with heads: z, q, k, v.")
         heads = list(range(max(tensor.n_head for tensor in sites.values())))
     places = sorted({p % n for p in chosen.positions}) if chosen.positions else list(range(n))
-    return Plan(model, tokens, site, sites, places, heads)
+    return Plan(model, tokens, site, sites, places, heads, prune)
 
 
 def _sites(table: SiteTable, name: str, layers: tuple[int, ...] | None) -> dict[int, Site]:

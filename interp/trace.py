@@ -158,15 +158,17 @@ class Trace:
         self.host_functions[self._edit] = fn, x.shape
         return Tensor(self, pointer, x.shape)
 
-    def rows(self, positions: Sequence[int], values: np.ndarray) -> Tensor:
-        """``values[k]`` for the token at ``positions[k]``, zero elsewhere; uploaded with every batch of tokens."""
+    def rows(self, positions: Sequence[int], values: np.ndarray, sequences: Sequence[int] | None = None) -> Tensor:
+        """``values[k]`` for the token at ``positions[k]`` (of ``sequences[k]``; None: of any), zero elsewhere; uploaded
+        with every batch of tokens."""
         self._check_open()
         array = as_float32(values).reshape(len(positions), -1)
+        ints = ct.c_int32 * len(positions)
         pointer = self._lib.input_rows(
             self._handle,
-            (ct.c_int32 * len(positions))(*[self.offset + p for p in positions]),
+            ints(*[self.offset + p for p in positions]),
+            None if sequences is None else ints(*sequences),
             len(positions),
-            -1,
             array.ctypes.data_as(ct.POINTER(ct.c_float)),
             array.shape[1],
         )

@@ -52,7 +52,7 @@ def test_every_ablation_is_a_run_of_its_own_bit_for_bit(arch):
 def test_runs_start_at_the_ablated_layer_and_whole_runs_give_the_same(tiny, monkeypatch):
     quick = interp.ablation_sweep(tiny, PROMPT, METRIC, layers=[-1, 1])
     assert quick.layers == [1, 3] and quick.values.shape == (2, 4)
-    monkeypatch.setattr(serial, "_can_start", lambda *_: False)
+    monkeypatch.setattr(serial, "can_start", lambda *_: False)
     assert np.array_equal(interp.ablation_sweep(tiny, PROMPT, METRIC, layers=[1, 3]).values, quick.values)
 
 

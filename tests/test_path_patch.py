@@ -141,7 +141,7 @@ def test_runs_that_start_in_the_middle_and_whole_runs_give_the_same(tiny, monkey
     arguments = (tiny, CLEAN, CORRUPTED, (1, 2), (3, 0, "q"), METRIC)
     quick = interp.path_patch(*arguments)
     assert quick.value == quick.values[0, 0] and (quick.layers, quick.heads) == ([1], [2])
-    monkeypatch.setattr(serial, "_can_start", lambda *_: False)
+    monkeypatch.setattr(serial, "can_start", lambda *_: False)
     assert interp.path_patch(*arguments).value == quick.value
 
 

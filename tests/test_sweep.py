@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 
 import numpy as np
@@ -26,10 +27,16 @@ def metric() -> LogitDiff:
     return METRIC
 
 
+#: one run for each cell; the batched method has tests of its own
+patch_sweep = functools.partial(interp.patch_sweep, method="serial")
+
+
 @pytest.fixture
 def counted(monkeypatch):
     """Counts the runs that a model makes."""
     calls = []
+    # what earlier tests found out about a model would spare a run
+    monkeypatch.setattr(interp.Model, "_exact_starts", property(lambda model: {}), raising=False)
     for name in ("run", "resume"):
         real = getattr(interp.Model, name)
 
@@ -56,7 +63,7 @@ def test_every_cell_is_a_run_of_its_own_bit_for_bit(arch, flash):
         for site in ("resid_pre", "l_out", "resid_mid", "attn_out", "mlp_out", "z", "q", "k", "v"):
             source = model.run(CLEAN, capture=site, logits="last")
             places = [4, FIRST, 11, 13]
-            sweep = interp.patch_sweep(model, CLEAN, CORRUPTED, site, METRIC, positions=places)
+            sweep = patch_sweep(model, CLEAN, CORRUPTED, site, METRIC, positions=places)
             expected = [
                 [by_hand(model, CORRUPTED, source, site, layer, positions=p) for p in places]
                 for layer in range(model.n_layer)
@@ -64,7 +71,7 @@ def test_every_cell_is_a_run_of_its_own_bit_for_bit(arch, flash):
             assert np.array_equal(sweep.values, expected), site
             assert sweep.values.dtype == np.float64 and sweep.positions == places
             if site in ("z", "q", "k", "v"):
-                heads = interp.patch_sweep(model, CLEAN, CORRUPTED, site, METRIC, per_head=True)
+                heads = patch_sweep(model, CLEAN, CORRUPTED, site, METRIC, per_head=True)
                 expected = [
                     [by_hand(model, CORRUPTED, source, site, layer, heads=h) for h in heads.heads]
                     for layer in range(model.n_layer)
@@ -75,7 +82,7 @@ def test_every_cell_is_a_run_of_its_own_bit_for_bit(arch, flash):
 
 def test_on_the_default_model_the_name_moves_from_its_token_to_the_last(model, metric, counted):
     layers = [1, 20, -1]
-    sweep = interp.patch_sweep(model, CLEAN, CORRUPTED, "l_out", metric, layers=layers, positions=[3, FIRST, -1])
+    sweep = patch_sweep(model, CLEAN, CORRUPTED, "l_out", metric, layers=layers, positions=[3, FIRST, -1])
     # 3 lies before the first difference; of the last layer only the last position is seen
     assert counted == ["run"] * 2 + ["resume"] * 2 + ["resume"] * 4 + ["run"]
     source = model.run(CLEAN, capture="l_out", logits="last")
@@ -89,23 +96,23 @@ def test_on_the_default_model_the_name_moves_from_its_token_to_the_last(model, m
     assert sweep.normalized[0, 1] > 0.9 and abs(sweep.normalized[0, 2]) < 0.1 and abs(sweep.normalized[2, 1]) < 0.1
     assert sweep.values[2, 2] == sweep.clean, "after the last layer only the last position counts, and it is all"
     assert sweep.top(1)[0].layer == 29 or sweep.top(1)[0].position == FIRST
-    heads = interp.patch_sweep(model, CLEAN, CORRUPTED, "z", metric, per_head=True, layers=23)
+    heads = patch_sweep(model, CLEAN, CORRUPTED, "z", metric, per_head=True, layers=23)
     assert heads.values.shape == (1, 9) and heads.top(1)[0].head == 3
 
 
 def test_patching_all_of_what_enters_the_first_layer_gives_the_clean_run(tiny, metric):
     clean = tiny.run(CLEAN, capture="resid_pre", logits="last")
-    sweep = interp.patch_sweep(tiny, CLEAN, CORRUPTED, "resid_pre", metric)
+    sweep = patch_sweep(tiny, CLEAN, CORRUPTED, "resid_pre", metric)
     assert by_hand(tiny, CORRUPTED, clean, "resid_pre", 0) == sweep.clean
     # the prompts differ in one token: its embedding is all that the runs differ in
     assert sweep.values[0, FIRST] == sweep.clean
-    last = interp.patch_sweep(tiny, CLEAN, CORRUPTED, "l_out", metric, layers=-1)
+    last = patch_sweep(tiny, CLEAN, CORRUPTED, "l_out", metric, layers=-1)
     assert last.values[0, -1] == last.clean and np.all(last.values[0, :-1] == last.corrupted)
 
 
 def test_noising_is_denoising_with_the_prompts_exchanged(tiny, metric):
-    noise = interp.patch_sweep(tiny, CLEAN, CORRUPTED, "l_out", metric, direction="noise")
-    exchanged = interp.patch_sweep(tiny, CORRUPTED, CLEAN, "l_out", metric)
+    noise = patch_sweep(tiny, CLEAN, CORRUPTED, "l_out", metric, direction="noise")
+    exchanged = patch_sweep(tiny, CORRUPTED, CLEAN, "l_out", metric)
     assert np.array_equal(noise.values, exchanged.values)
     assert (noise.clean, noise.corrupted) == (exchanged.corrupted, exchanged.clean)
     assert noise.baseline == noise.clean and np.all(noise.effects[:, :FIRST] == 0)
@@ -114,7 +121,7 @@ def test_noising_is_denoising_with_the_prompts_exchanged(tiny, metric):
 
 
 def test_what_changes_nothing_is_not_run_and_is_the_plain_run_to_the_bit(tiny, metric, counted):
-    sweep = interp.patch_sweep(tiny, CLEAN, CORRUPTED, "mlp_out", metric)
+    sweep = patch_sweep(tiny, CLEAN, CORRUPTED, "mlp_out", metric)
     n = len(sweep.positions)
     # two plain runs, two checks that runs may start in the middle, layer 0 in whole runs, the others from their layer
     assert counted == ["run"] * 2 + ["resume"] * 2 + ["run"] * (n - FIRST) + ["resume"] * 3 * (n - FIRST)
@@ -125,13 +132,13 @@ def test_what_changes_nothing_is_not_run_and_is_the_plain_run_to_the_bit(tiny, m
 
 
 def test_where_runs_cannot_start_in_the_middle_whole_runs_give_the_same(tiny, metric, monkeypatch):
-    quick = interp.patch_sweep(tiny, CLEAN, CORRUPTED, "l_out", metric)
-    monkeypatch.setattr(serial, "_can_start", lambda *_: False)
-    assert np.array_equal(interp.patch_sweep(tiny, CLEAN, CORRUPTED, "l_out", metric).values, quick.values)
+    quick = patch_sweep(tiny, CLEAN, CORRUPTED, "l_out", metric)
+    monkeypatch.setattr(serial, "can_start", lambda *_: False)
+    assert np.array_equal(patch_sweep(tiny, CLEAN, CORRUPTED, "l_out", metric).values, quick.values)
 
 
 def test_only_chosen_positions_of_a_head_are_patched(tiny, metric):
-    sweep = interp.patch_sweep(tiny, CLEAN, CORRUPTED, "z", metric, per_head=True, layers=[2], positions=[-1, FIRST])
+    sweep = patch_sweep(tiny, CLEAN, CORRUPTED, "z", metric, per_head=True, layers=[2], positions=[-1, FIRST])
     source = tiny.run(CLEAN, capture="z", logits="last")
     expected = [by_hand(tiny, CORRUPTED, source, "z", 2, heads=h, positions=[FIRST, 13]) for h in range(4)]
     assert sweep.values.tolist() == [expected]
@@ -139,7 +146,7 @@ def test_only_chosen_positions_of_a_head_are_patched(tiny, metric):
 
 def test_one_layer_may_be_named_in_the_site(tiny, metric):
     for name in ("l_out-2", "blocks.2.hook_resid_post"):
-        sweep = interp.patch_sweep(tiny, CLEAN, CORRUPTED, name, metric)
+        sweep = patch_sweep(tiny, CLEAN, CORRUPTED, name, metric)
         assert sweep.layers == [2] and sweep.values.shape == (1, 14)
 
 
@@ -221,18 +228,18 @@ def test_what_cannot_be_swept_is_said_and_the_model_lives(tiny, metric, given, e
     before = tiny.run(CLEAN).logits
     arguments = {"clean": CLEAN, "corrupted": CORRUPTED, "metric": metric, **given}
     with pytest.raises(error, match=says):
-        interp.patch_sweep(tiny, **arguments)
+        patch_sweep(tiny, **arguments)
     assert np.array_equal(tiny.run(CLEAN).logits, before)
 
 
 def test_a_metric_that_fails_in_the_middle_says_where(tiny):
     results = iter([1.0, 2.0, 3.0, float("inf")])
     with pytest.raises(interp.RunError, match="inf for layer 0, position 10"):
-        interp.patch_sweep(tiny, CLEAN, CORRUPTED, "l_out", lambda run: next(results))
+        patch_sweep(tiny, CLEAN, CORRUPTED, "l_out", lambda run: next(results))
 
 
 def test_ctrl_c_returns_the_finished_part_and_the_model_works(tiny, metric, tmp_path):
-    whole = interp.patch_sweep(tiny, CLEAN, CORRUPTED, "l_out", metric)
+    whole = patch_sweep(tiny, CLEAN, CORRUPTED, "l_out", metric)
     calls = []
 
     def interrupted(run):
@@ -241,7 +248,7 @@ def test_ctrl_c_returns_the_finished_part_and_the_model_works(tiny, metric, tmp_
             raise KeyboardInterrupt
         return metric(run)
 
-    part = interp.patch_sweep(tiny, CLEAN, CORRUPTED, "l_out", interrupted, progress=False)
+    part = patch_sweep(tiny, CLEAN, CORRUPTED, "l_out", interrupted, progress=False)
     assert not part.complete and whole.complete
     done = ~np.isnan(part.values)
     assert np.array_equal(part.values[done], whole.values[done])
@@ -249,13 +256,13 @@ def test_ctrl_c_returns_the_finished_part_and_the_model_works(tiny, metric, tmp_
     assert "interrupted" in part._title() and len(part.top(100)) == done.sum()
     part.plot(tmp_path / "part.png")
     part.html(tmp_path / "part.html")
-    assert np.array_equal(interp.patch_sweep(tiny, CLEAN, CORRUPTED, "l_out", metric).values, whole.values)
+    assert np.array_equal(patch_sweep(tiny, CLEAN, CORRUPTED, "l_out", metric).values, whole.values)
 
     def at_once(run):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        interp.patch_sweep(tiny, CLEAN, CORRUPTED, "l_out", at_once)
+        patch_sweep(tiny, CLEAN, CORRUPTED, "l_out", at_once)
 
 
 # what comes back
@@ -263,12 +270,12 @@ def test_ctrl_c_returns_the_finished_part_and_the_model_works(tiny, metric, tmp_
 
 @pytest.fixture(scope="module")
 def sweep(tiny) -> interp.Sweep:
-    return interp.patch_sweep(tiny, CLEAN, CORRUPTED, "l_out", METRIC)
+    return patch_sweep(tiny, CLEAN, CORRUPTED, "l_out", METRIC)
 
 
 @pytest.fixture(scope="module")
 def by_head(tiny) -> interp.Sweep:
-    return interp.patch_sweep(tiny, CLEAN, CORRUPTED, "z", METRIC, per_head=True)
+    return patch_sweep(tiny, CLEAN, CORRUPTED, "z", METRIC, per_head=True)
 
 
 def test_the_largest_effects(sweep, by_head):
@@ -333,7 +340,7 @@ def test_pictures_hold_every_cell(request, tmp_path, kind):
 def test_long_prompts_are_cut_around_the_token_that_differs(tiny):
     words = " the store" * 40
     long = [f"Once{words} {name} went{words}" for name in ("Mary", "John")]
-    made = interp.patch_sweep(tiny, *long, "l_out", METRIC, layers=-1)
+    made = patch_sweep(tiny, *long, "l_out", METRIC, layers=-1)
     lines = made._lines(60)
     assert all(len(line) < 90 for line in lines) and "Mary went" in lines[0] and "John went" in lines[1]
     assert re.match(r"clean: … .*…? \(", lines[0])

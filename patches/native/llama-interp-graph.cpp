@@ -284,10 +284,7 @@ static void apply_start(llama_interp * interp, ggml_tensor *& cur) {
     input.data   = interp->start_data;
     count_rows(build.gctx, cur, 1, input.outputs_only);
 
-    const llama_pos n_pos = interp->start_data.size()/n_embd;
-    for (llama_pos pos = 0; pos < n_pos; ++pos) {
-        input.index[pos] = pos;
-    }
+    llama_interp_input_index(input, interp->start_pos.data(), interp->start_seq.empty() ? nullptr : interp->start_seq.data(), interp->start_pos.size());
 
     input.t = ggml_new_tensor_2d(build.gctx.ctx0, GGML_TYPE_F32, n_embd, cur->ne[1]);
     ggml_set_input(input.t);

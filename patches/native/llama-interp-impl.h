@@ -165,7 +165,8 @@ struct llama_interp_input {
 
     std::vector<llama_interp_range> ranges; // MASK, ROW_IDS, KEYS
     int32_t                         il = -1; // KEYS: whose cache
-    std::map<llama_pos, size_t>     index;  // VALUES: position -> row of data
+
+    std::map<std::pair<llama_seq_id, llama_pos>, size_t> index; // VALUES: -> row of data, sequence -1: any
 
     llama_seq_id seq = -1;
 
@@ -239,6 +240,8 @@ struct llama_interp {
 
     std::unique_ptr<llama_interp_target> start;
     std::vector<float>                   start_data;
+    std::vector<int32_t>                 start_pos;
+    std::vector<int32_t>                 start_seq; // empty: of any sequence
     int64_t                              start_n_embd = 0;
 
     std::unique_ptr<llama_interp_target> stop;
@@ -322,6 +325,9 @@ void llama_interp_capture_attn_add(llama_interp * interp, llama_interp_capture &
 
 // true if a node of the graph writes into a tensor after it was computed
 bool llama_interp_capture_is_overwritten(const ggml_cgraph * gf, const ggml_tensor * t);
+
+// which row of values each token gets; seq may be null
+void llama_interp_input_index(llama_interp_input & input, const int32_t * pos, const int32_t * seq, int32_t n_pos);
 
 // an I32 input with the rows of the ubatch that lie in the ranges; null if there are none
 ggml_tensor * llama_interp_build_row_ids(llama_interp * interp, const std::vector<llama_interp_range> & ranges, bool outputs_only);

@@ -100,8 +100,14 @@ ggml_tensor * llama_interp_input_mask(llama_interp * interp, const llama_interp_
     return input.t;
 }
 
+void llama_interp_input_index(llama_interp_input & input, const int32_t * pos, const int32_t * seq, int32_t n_pos) {
+    for (int32_t i = 0; i < n_pos; ++i) {
+        input.index[{ seq ? seq[i] : -1, pos[i] }] = i;
+    }
+}
+
 ggml_tensor * llama_interp_input_rows(
-        llama_interp * interp, const int32_t * pos, int32_t n_pos, int32_t seq, const float * data, int64_t n_embd) {
+        llama_interp * interp, const int32_t * pos, const int32_t * seq, int32_t n_pos, const float * data, int64_t n_embd) {
     if (!interp->build || !interp->build->edit || n_embd < 1) {
         interp->error = "an input belongs to an edit while its graph is built";
         return nullptr;
@@ -115,12 +121,9 @@ ggml_tensor * llama_interp_input_rows(
 
     auto & input = add_input(interp, llama_interp_input::VALUES,
             ggml_new_tensor_2d(build.gctx.ctx0, GGML_TYPE_F32, n_embd, build.n_rows), build.outputs_only);
-    input.seq    = seq;
     input.n_embd = n_embd;
     input.data.assign(data, data + n_pos*n_embd);
-    for (int32_t i = 0; i < n_pos; ++i) {
-        input.index[pos[i]] = i;
-    }
+    llama_interp_input_index(input, pos, seq, n_pos);
 
     build.handles.insert(input.t);
 
@@ -164,8 +167,11 @@ static void upload_mask(const llama_interp_input & input, const llama_interp_row
 static void upload_values(const llama_interp_input & input, const llama_interp_rows & rows) {
     std::vector<float> data(ggml_nelements(input.t), 0.0f);
     for (size_t i = 0; i < rows.pos.size() && (i + 1)*input.n_embd <= data.size(); ++i) {
-        const auto it = input.index.find(rows.pos[i]);
-        if (it == input.index.end() || (input.seq >= 0 && input.seq != rows.seq[i])) {
+        auto it = input.index.find({ rows.seq[i], rows.pos[i] });
+        if (it == input.index.end()) {
+            it = input.index.find({ -1, rows.pos[i] });
+        }
+        if (it == input.index.end()) {
             continue;
         }
         const float * src = input.data.data() + it->second*input.n_embd;

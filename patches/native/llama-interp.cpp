@@ -170,7 +170,12 @@ llama_interp * llama_interp_init(const char * path, const llama_interp_params * 
             return nullptr;
         }
 
-        llama_context * ctx = llama_init_from_model(model, make_context_params(*params));
+        auto cparams = make_context_params(*params);
+        if (llama_model_is_recurrent(model) || llama_model_is_hybrid(model)) {
+            cparams.n_seq_max = 1;
+        }
+
+        llama_context * ctx = llama_init_from_model(model, cparams);
         if (!ctx) {
             llama_model_free(model);
             init_error = "the context could not be made";
@@ -412,7 +417,9 @@ static bool is_start(const char * name) {
     return strcmp(name, "l_out") == 0 || strcmp(name, "ffn_inp") == 0 || strcmp(name, "sa_out") == 0;
 }
 
-int32_t llama_interp_start_set(llama_interp * interp, const char * name, int32_t il, int32_t occurrence, const float * data, int32_t n_rows) {
+int32_t llama_interp_start_set(
+        llama_interp * interp, const char * name, int32_t il, int32_t occurrence, const float * data,
+        const int32_t * pos, const int32_t * seq, int32_t n_rows) {
     if (!name || !is_start(name)) {
         interp->error = "a run can start at l_out, ffn_inp or sa_out only";
         return -1;
@@ -424,6 +431,11 @@ int32_t llama_interp_start_set(llama_interp * interp, const char * name, int32_t
 
     interp->start_n_embd = interp->lctx->get_model().hparams.n_embd;
     interp->start_data.assign(data, data + n_rows*interp->start_n_embd);
+    interp->start_pos.resize(n_rows);
+    interp->start_seq.assign(seq, seq ? seq + n_rows : nullptr);
+    for (int32_t i = 0; i < n_rows; ++i) {
+        interp->start_pos[i] = pos ? pos[i] : i;
+    }
     interp->start.reset(new llama_interp_target { name, il, occurrence });
     interp->version++;
 

@@ -16,7 +16,7 @@
 extern "C" {
 #endif
 
-#define LLAMA_INTERP_VERSION 2
+#define LLAMA_INTERP_VERSION 3
 
 struct llama_interp;
 
@@ -53,7 +53,7 @@ struct llama_interp_params {
     uint32_t n_ctx;
     uint32_t n_batch;
     uint32_t n_ubatch;
-    uint32_t n_seq_max;
+    uint32_t n_seq_max;      // a recurrent model gets one: each has a memory of its own
     int32_t  n_gpu_layers;   // negative: all
     int32_t  n_threads;      // 0: the default
     int32_t  type_kv;        // a ggml_type
@@ -215,7 +215,8 @@ typedef void (*llama_interp_host_fn)(void * user_data, int32_t edit, float * dat
 
 LLAMA_API void llama_interp_set_host_fn(struct llama_interp * interp, llama_interp_host_fn fn, void * user_data);
 
-// start the graph at a tensor of the residual stream: data[n_rows][n_embd], row i for the token at position i
+// start the graph at a tensor of the residual stream: data[n_rows][n_embd], row i for the token at pos[i] of seq[i]
+// pos NULL: 0, 1, 2, .., seq NULL: of any sequence
 // the data is copied
 LLAMA_API int32_t llama_interp_start_set(
         struct llama_interp * interp,
@@ -223,6 +224,8 @@ LLAMA_API int32_t llama_interp_start_set(
                     int32_t   il,
                     int32_t   occurrence,
                 const float * data,
+              const int32_t * pos,
+              const int32_t * seq,
                     int32_t   n_rows);
 
 // logits only for tokens at these positions, whatever else is read: the residual stream keeps all its rows up to the
@@ -423,13 +426,13 @@ LLAMA_API struct ggml_tensor * llama_interp_input_mask(
                                 int32_t   seq,
                                 int32_t   dim);
 
-// [n_embd, n_rows]: data[k] where the position of the row's token is pos[k], else 0
+// [n_embd, n_rows]: data[k] where the row's token is at pos[k] of seq[k], else 0; seq NULL: of any sequence
 // uploaded with every ubatch; data is copied
 LLAMA_API struct ggml_tensor * llama_interp_input_rows(
                     struct llama_interp * interp,
                           const int32_t * pos,
+                          const int32_t * seq,
                                 int32_t   n_pos,
-                                int32_t   seq,
                             const float * data,
                                 int64_t   n_embd);
 
