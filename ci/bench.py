@@ -51,7 +51,8 @@ def main() -> int:
         sys.exit("The unpatched library is not built. Build it with: python3 build.py --unpatched")
     path, name = str(models.default_gguf()), "peers" if given.peers else "light"
     if given.peers:
-        workers, cases = peers.workers(path, str(models.f32_default()), given.threads, str(folder)), peers.cases(given.rows)
+        workers = peers.workers(path, str(models.f32_default()), given.threads, str(folder))
+        cases = peers.cases(given.rows)
     else:
         workers, cases = light.workers(path, given.threads, str(folder)), light.cases()
 

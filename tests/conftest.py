@@ -51,7 +51,10 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     if not os.environ.get("LLAMA_INTERP_CI"):
         return
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
-    skipped = [report.nodeid for report in reporter.stats.get("skipped", []) if not {"gpu", "peers"} & set(report.keywords)]
+    skipped = [
+        report.nodeid for report in reporter.stats.get("skipped", [])
+        if not {"gpu", "peers"} & set(report.keywords)
+    ]
     if skipped and exitstatus == 0:
         reporter.write_line(f"skipped, but everything that they need should be here: {', '.join(skipped)}", red=True)
         session.exitstatus = pytest.ExitCode.TESTS_FAILED

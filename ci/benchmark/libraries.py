@@ -72,10 +72,9 @@ def ours(path: str, threads: int, subject: str, exact: bool) -> Cases:
     def generate(capture=(), edits=()):
         return lambda: model.generate(prompt()[:N_BEGIN], max_tokens=N_GENERATE, capture=capture, edits=edits)
 
-    def token(text: str) -> int:
-        return model.tokens(text)[0]
-
-    pair = sweeps.Pair(*map(model.tokens, (sweeps.CLEAN, sweeps.CORRUPTED)), token(sweeps.ANSWER), token(sweeps.INSTEAD))
+    prompts = [model.tokens(text) for text in (sweeps.CLEAN, sweeps.CORRUPTED)]
+    answers = [model.tokens(text)[0] for text in (sweeps.ANSWER, sweeps.INSTEAD)]
+    pair = sweeps.Pair(*prompts, *answers)
 
     return named(
         subject,
