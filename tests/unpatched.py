@@ -13,6 +13,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +49,7 @@ def logits(
 class Unpatched:
     """A model in the unpatched library of this process, with the options that the tests give to ``interp.Model``."""
 
-    def __init__(self, path: str, n_ctx: int, n_threads: int, flash_attn: bool):
+    def __init__(self, path: str, n_ctx: int, n_threads: int, flash_attn: bool, cb_eval: Callable | None = None):
         import llama_cpp
 
         self._cpp = llama_cpp
@@ -63,6 +64,9 @@ class Unpatched:
         params.flash_attn_type = int(flash_attn)
         params.no_perf = True
         params.kv_unified = True
+        if cb_eval is not None:
+            # kept as well; (tensor, ask, user data) -> bool, see ggml-backend.h
+            self._cb_eval = params.cb_eval = llama_cpp.ggml_backend_sched_eval_callback(cb_eval)
         self._context = llama_cpp.llama_init_from_model(self._model, params)
         self.n_vocab = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self._model))
 

@@ -1,0 +1,143 @@
+"""What is written of a measurement: tables on the terminal and in Markdown, and JSON with the machine's description."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import subprocess
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import date
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+
+from .harness import ROOT, cores
+
+PAGE = ROOT / "docs" / "benchmarks.md"
+
+#: whose versions a measurement names
+PACKAGES = ("numpy", "llama-cpp-python", "torch", "transformers", "transformer-lens", "nnsight")
+
+
+@dataclass(frozen=True)
+class Table:
+    """A title, the names of the columns, and lines of text."""
+
+    title: str
+    columns: tuple[str, ...]
+    lines: list[tuple[str, ...]]
+
+    def print(self) -> None:
+        from rich.console import Console
+        from rich.table import Table as Rich
+
+        table = Rich(title=self.title, title_justify="left")
+        for name in self.columns:
+            table.add_column(name, justify="left" if name in ("case", "library", "weights") else "right")
+        for line in self.lines:
+            table.add_row(*line)
+        Console(width=120).print(table)
+
+    def markdown(self) -> str:
+        rule = ["---" if name in ("case", "library", "weights") else "---:" for name in self.columns]
+        rows = [self.columns, rule, *self.lines]
+        return f"**{self.title}**\n\n" + "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def quartiles(values: Iterable[float]) -> tuple[float, float, float]:
+    low, middle, high = np.percentile(list(values), [25, 50, 75])
+    return float(low), float(middle), float(high)
+
+
+def shown(value: float) -> str:
+    """Three digits, or all before the point."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}" if value < 1 else f"{value:#.3g}"
+
+
+def machine(threads: int) -> dict:
+    """What numbers depend on: processor, memory, versions and commit."""
+    found = {
+        "date": date.today().isoformat(),
+        "cpu": _first("/proc/cpuinfo", r"model name\s*:\s*(.+)") or platform.processor() or platform.machine(),
+        "cores": cores(),
+        "threads": threads,
+        "memory_gib": _memory(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "versions": {name: found for name in PACKAGES if (found := _version(name))},
+        "llama_cpp": _first(ROOT / "patches" / "upstream.toml", r'commit = "(\w+)"'),
+        "commit": _commit(),
+    }
+    return found
+
+
+def load() -> float | None:
+    """How many processes wanted to run during the last minute; None where the system does not tell."""
+    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
+
+
+def write_json(name: str, measured: dict) -> Path:
+    """Writes ``out/bench/<name>.json``."""
+    path = ROOT / "out" / "bench" / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
+    return path
+
+
+def write_page(name: str, tables: list[Table], measured: dict, command: str) -> None:
+    """Puts tables between the page's marks of a name.
+
+    Raises:
+        ValueError: the page has no such marks.
+    """
+    text = PAGE.read_text(encoding="utf-8")
+    marks = f"<!-- {name}: written by ci/bench.py -->", f"<!-- end of {name} -->"
+    before, found, rest = text.partition(marks[0])
+    _, closed, after = rest.partition(marks[1])
+    if not found or not closed:
+        raise ValueError(f"{PAGE.name} has no lines {marks[0]} and {marks[1]}")
+    new = [f"```sh\n{command}\n```", _described(measured), *(table.markdown() for table in tables)]
+    PAGE.write_text("\n\n".join([before + marks[0], *new, marks[1] + after]), encoding="utf-8")
+
+
+def _described(measured: dict) -> str:
+    about = measured["machine"]
+    versions = ", ".join(f"{name} {number}" for name, number in about["versions"].items())
+    loads = " and ".join(str(n) for n in measured["load"] if n is not None)
+    busy = f" Load of the machine before and after: {loads}." if loads else ""
+    return (
+        f"{about['cpu']}, {about['cores']} cores, {about['memory_gib']} GiB, {about['system']}, {about['threads']} "
+        f"threads, {about['date']}, commit {about['commit']}, llama.cpp {about['llama_cpp'][:9]}; "
+        f"Python {about['python']}, {versions}. {measured['rounds']} rounds.{busy}"
+    )
+
+
+def _first(path: str | Path, pattern: str) -> str | None:
+    try:
+        found = re.search(pattern, Path(path).read_text(encoding="utf-8"))
+    except OSError:
+        return None
+    return found[1].strip() if found else None
+
+
+def _memory() -> int | None:
+    found = _first("/proc/meminfo", r"MemTotal:\s*(\d+)")
+    return round(int(found) / 2**20) if found else None
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _commit() -> str:
+    """The commit, with a plus where the tree differs from it."""
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=9", "--exclude=*", "--dirty=+"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    return done.stdout.strip() or "unknown"
