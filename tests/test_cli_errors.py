@@ -369,6 +369,8 @@ def test_ctrl_c_ends_with_one_line(model: interp.Model):
     process = subprocess.Popen(
         [sys.executable, "-m", "interp.cli", "-p", PROMPT, "-n", "2000"], stdout=subprocess.PIPE,
         stderr=subprocess.PIPE, text=True, cwd=Path(interp.__file__).parent.parent,
+        # a shell that starts the tests in the background has them ignore the signal, and children inherit that
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     # on a busy machine a fixed time would meet the imports, or a model that is being read
     assert process.stdout.read(len(PROMPT) + 1).startswith(PROMPT)
