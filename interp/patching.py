@@ -86,7 +86,8 @@ def patch(site: str, layer: int, source, positions=None, from_positions=None, he
     """Put what a site held in another run in the place of what it holds in this one.
 
     Method: activation patching (causal tracing, interchange intervention), Vig et al. (arXiv:2004.12265) and Meng et
-    al. (arXiv:2202.05262).
+    al. (arXiv:2202.05262). A run's own values change no bit of its logits, with one exception: an edit of
+    ``attn_scores`` takes its layer off flash attention, which rounds otherwise.
 
     Args:
         site: any site that can be edited.
