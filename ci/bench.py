@@ -58,18 +58,20 @@ def main() -> int:
 
     before = report.load()
     seconds, memory = harness.measure(workers, cases, given.rounds, given.slow_rounds, _say)
-    if not given.peers and any(worker.failed for worker in workers):
+    if not given.peers and any(worker.missing for worker in workers):
         return 1
     rows = peers.summarise(seconds, memory) if given.peers else light.summarise(seconds)
-    tables = peers.tables(rows) if given.peers else [light.table(rows)]
     measured = {
         "machine": report.machine(given.threads), "rounds": given.rounds, "slow_rounds": given.slow_rounds,
         "load": [before, report.load()], "rows": rows,
         "seconds": {case: list(spent.values()) for case, spent in seconds.items()},
     }
+    # first of all, so that no table's mistake loses what was measured
+    written = report.write_json(name, measured)
+    tables = peers.tables(rows) if given.peers else [light.table(rows)]
     for table in tables:
         table.print()
-    print(f"wrote {report.write_json(name, measured).relative_to(ROOT)}")
+    print(f"wrote {written.relative_to(ROOT)}")
     if given.json:
         given.json.write_text(json.dumps(rows, indent=1))
     if given.write:

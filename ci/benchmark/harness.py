@@ -49,13 +49,13 @@ class Worker:
         name: how cases call it.
         build: runs in the process: loads the model and returns what each case calls. A function of a module.
         args: for ``build``.
-        failed: why it could not be started.
+        missing: which package it lacks.
     """
 
     name: str
     build: Callable[..., dict[str, Callable[[], Any]]]
     args: tuple = ()
-    failed: str | None = None
+    missing: str | None = None
     _pipe: Any = field(default=None, repr=False)
     _process: Any = field(default=None, repr=False)
 
@@ -66,7 +66,10 @@ class Worker:
         self._process = context.Process(target=_serve, args=(theirs, self.build, self.args), daemon=True)
         self._process.start()
         theirs.close()
-        self.failed = self._ask()
+        answer = self._ask()
+        if isinstance(answer, str):
+            sys.exit(f"{self.name} could not be started:\n{answer}")
+        self.missing = answer.package if answer else None
 
     def run(self, case: str) -> float:
         """Seconds that a case takes."""
@@ -81,7 +84,7 @@ class Worker:
         if self._process is None:
             return None
         memory = None
-        if self.failed is None:
+        if self.missing is None:
             self._pipe.send(None)
             memory = self._ask()
         self._process.join()
@@ -95,11 +98,18 @@ class Worker:
             return f"the process ended with exit code {self._process.exitcode}"
 
 
+@dataclass(frozen=True)
+class _Missing:
+    """What a process answers where a package is not installed."""
+
+    package: str
+
+
 def _serve(pipe, build: Callable, args: tuple) -> None:
     try:
         cases = build(*args)
     except ImportError as error:
-        pipe.send(f"{error.name or error} is missing")
+        pipe.send(_Missing(error.name or str(error)))
         return
     except Exception:
         pipe.send(traceback.format_exc())
@@ -142,7 +152,8 @@ def measure(
     """Runs all cases in every round, one after the other, after one round that does not count.
 
     Args:
-        workers: started here and stopped at the end. Cases of one that cannot be started are left out.
+        workers: those that have cases are started here and stopped at the end. Where one's package is not installed,
+            its cases are left out.
         cases: in the order in which they run.
         rounds: that count.
         slow_rounds: so many for slow cases, which have no round before: they repeat one thing many times anyway.
@@ -151,11 +162,12 @@ def measure(
     Returns:
         Seconds of every case by round, and the peak memory of each worker.
     """
-    by_name = {worker.name: worker for worker in workers}
+    needed = {case.worker for case in cases}
+    by_name = {worker.name: worker for worker in workers if worker.name in needed}
     for worker in by_name.values():
         worker.start()
-        say(f"{worker.name}: {f'left out, {worker.failed}' if worker.failed else 'loaded'}")
-    cases = [case for case in cases if by_name[case.worker].failed is None]
+        say(f"{worker.name}: {f'left out, {worker.missing} is missing' if worker.missing else 'loaded'}")
+    cases = [case for case in cases if by_name[case.worker].missing is None]
     seconds: Seconds = {case.key: {} for case in cases}
     for number in range(rounds + 1):
         for case in cases:

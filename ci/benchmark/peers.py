@@ -137,7 +137,7 @@ def tables(rows: list[dict]) -> list[Table]:
             if entry["row"] == row
         ]
         if lines:
-            title = title.replace("the same", ROWS[row.partition("_")[0]])
+            title = title.replace("the same", ROWS.get(row.partition("_")[0], ""))
             heads = ("library", "weights", "seconds", f"times {OURS}", "times its default", "rounds")
             found.append(Table(title[0].upper() + title[1:], heads, lines))
     lines = [

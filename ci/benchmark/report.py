@@ -7,6 +7,7 @@ import os
 import platform
 import re
 import subprocess
+import textwrap
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import date
@@ -55,12 +56,12 @@ def quartiles(values: Iterable[float]) -> tuple[float, float, float]:
 
 def shown(value: float) -> str:
     """Three digits, or all before the point."""
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}" if value < 1 else f"{value:#.3g}"
+    return f"{value:.0f}" if value >= 99.5 else f"{value:.3g}" if value < 1 else f"{value:#.3g}"
 
 
 def machine(threads: int) -> dict:
     """What numbers depend on: processor, memory, versions and commit."""
-    found = {
+    return {
         "date": date.today().isoformat(),
         "cpu": _first("/proc/cpuinfo", r"model name\s*:\s*(.+)") or platform.processor() or platform.machine(),
         "cores": cores(),
@@ -68,11 +69,10 @@ def machine(threads: int) -> dict:
         "memory_gib": _memory(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
-        "versions": {name: found for name in PACKAGES if (found := _version(name))},
+        "versions": {name: number for name in PACKAGES if (number := _version(name))},
         "llama_cpp": _first(ROOT / "patches" / "upstream.toml", r'commit = "(\w+)"'),
         "commit": _commit(),
     }
-    return found
 
 
 def load() -> float | None:
@@ -109,11 +109,12 @@ def _described(measured: dict) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in about["versions"].items())
     loads = " and ".join(str(n) for n in measured["load"] if n is not None)
     busy = f" Load of the machine before and after: {loads}." if loads else ""
-    return (
+    text = (
         f"{about['cpu']}, {about['cores']} cores, {about['memory_gib']} GiB, {about['system']}, {about['threads']} "
         f"threads, {about['date']}, commit {about['commit']}, llama.cpp {about['llama_cpp'][:9]}; "
         f"Python {about['python']}, {versions}. {measured['rounds']} rounds.{busy}"
     )
+    return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False)
 
 
 def _first(path: str | Path, pattern: str) -> str | None:

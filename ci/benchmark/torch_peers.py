@@ -24,7 +24,7 @@ def transformers(path: str, threads: int, subject: str) -> Cases:
             return model(tokens, use_cache=False, **options)
 
     def generate(**options: Any) -> Any:
-        return model.generate(begin, **_greedy(torch, begin), **options)
+        return model.generate(begin, **_greedy(), **options)
 
     def steered() -> Any:
         hook = model.model.layers[LAYER].register_forward_hook(lambda _module, _inputs, output: output + added)
@@ -102,7 +102,7 @@ def nnsight(path: str, threads: int, subject: str) -> Cases:
     torch, hf, tokenizer = _load(path, threads)
     model = library.TransformersModel(hf, task="text-generation", tokenizer=tokenizer)
     tokens, begin, added = _inputs(torch, hf.config.hidden_size)
-    greedy = _greedy(torch, begin)
+    greedy = _greedy()
 
     # A trace runs the source of its block elsewhere, so each stands in a function of its own and saves what it made.
 
@@ -179,9 +179,6 @@ def _inputs(torch: Any, n_embd: int) -> tuple[Any, Any, Any]:
     return tokens, tokens[:, :N_BEGIN], torch.from_numpy(vector(n_embd))
 
 
-def _greedy(torch: Any, begin: Any) -> dict[str, Any]:
+def _greedy() -> dict[str, Any]:
     """Options of transformers' generate: the likeliest token each time, and all of them."""
-    return {
-        "attention_mask": torch.ones_like(begin), "max_new_tokens": N_GENERATE, "min_new_tokens": N_GENERATE,
-        "do_sample": False,
-    }
+    return {"max_new_tokens": N_GENERATE, "min_new_tokens": N_GENERATE, "do_sample": False}
