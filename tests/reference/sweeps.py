@@ -3,7 +3,7 @@
     python tests/reference/sweeps.py --check     recompute, compare, exit with 1 where they are no longer true
     python tests/reference/sweeps.py             recompute and write sweeps.npz
 
-Needs torch, transformers and transformer_lens (the extra `bench`). Several minutes: each cell is a pass of its own.
+Needs torch, transformers and transformer_lens (the extra `reference`). Several minutes: each cell is a pass of its own.
 """
 
 from __future__ import annotations
@@ -189,7 +189,11 @@ def write() -> None:
         "gguf_sha256": models.sha256_of(source),
         "versions": {name: version(name) for name in ("torch", "transformers", "transformer-lens", "numpy")},
     }
-    save(Sweeps(meta, tokens, {site: theirs(model, site, tokens) for site in SITES}))
+    values = {}
+    for site in SITES:
+        values[site] = theirs(model, site, tokens)
+        print(f"{site}: {values[site].shape}", flush=True)
+    save(Sweeps(meta, tokens, values))
     print(f"{PATH.name}: {PATH.stat().st_size} bytes")
 
 
