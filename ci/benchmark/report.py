@@ -106,12 +106,13 @@ def write_page(name: str, tables: list[Table], measured: dict, command: str) -> 
 
 def _described(measured: dict) -> str:
     about = measured["machine"]
-    versions = ", ".join(f"{name} {number}" for name, number in about["versions"].items())
+    # the commit says which llama.cpp and which bindings are pinned, and a page must not repeat the pin
+    versions = ", ".join(f"{name} {number}" for name, number in about["versions"].items() if name != "llama-cpp-python")
     loads = " and ".join(str(n) for n in measured["load"] if n is not None)
     busy = f" Load of the machine before and after: {loads}." if loads else ""
     text = (
         f"{about['cpu']}, {about['cores']} cores, {about['memory_gib']} GiB, {about['system']}, {about['threads']} "
-        f"threads, {about['date']}, commit {about['commit']}, llama.cpp {about['llama_cpp'][:9]}; "
+        f"threads, {about['date']}, commit {about['commit']} with the llama.cpp that it pins; "
         f"Python {about['python']}, {versions}. {measured['rounds']} rounds.{busy}"
     )
     return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False)
