@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -10,14 +11,15 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from . import plot
-from .edits import knockout
-from .errors import RunError, SiteError
+from .batched import check_method, run_cells
+from .cells import Cell, Edges, Plain, Rows, first_layer
+from .edits import check_edges
+from .errors import EditError, RunError, SiteError
 from .grid import Grid, LayerGrid, check_metric, measured, metric_name
-from .patching import ablate
+from .patching import ablate, mean_value
 from .run import Run
-from .serial import Plan, edited, startable
-from .sites import at
-from .sweep import around, plan_of
+from .sites import Site, at
+from .sweep import Plan, around, plan_of
 
 if TYPE_CHECKING:
     from .model import Model
@@ -27,13 +29,13 @@ if TYPE_CHECKING:
 
 def ablation_sweep(
     model: Model, prompt, metric: Callable[[Run], float] | None = None, site: str = "z", mode: str = "zero", mean=None,
-    layers=None, progress: bool | None = None,
+    layers=None, progress: bool | None = None, method: str | None = None,
 ) -> AblationSweep:
     """Take each head, or each layer of a site without heads, out of the computation, and measure what is left.
 
     Method: zero and mean ablation as in Michel et al. (arXiv:1905.10650) and Wang et al. (arXiv:2211.00593). Each value
-    is ``metric(model.run(prompt, edits=interp.ablate([(layer, head)], site, mode, mean), logits="last"))``, bit for
-    bit.
+    is ``metric(model.run(prompt, edits=interp.ablate([(layer, head)], site, mode, mean), logits="last"))``: with the
+    serial method bit for bit, with the batched one to the rounding of kernels that multiply other shapes.
 
     Args:
         model: the model.
@@ -45,6 +47,7 @@ def ablation_sweep(
             :class:`Stats` of it.
         layers: which layers; None: all that have the site.
         progress: a bar on the standard error; None: where that is a terminal.
+        method: as in :func:`interp.patch_sweep`.
 
     Returns:
         An :class:`AblationSweep`. After Ctrl-C one with what was finished by then, and ``complete`` False.
@@ -57,29 +60,38 @@ def ablation_sweep(
     check_metric(metric, "ablation_sweep")
     if mode not in ("zero", "mean"):
         raise RunError(f'mode={mode!r}: give "zero" or "mean".')
+    check_method(method)
     tokens = model._prompt(prompt)
-    plan = plan_of(model, tokens, site, False, layers, None)
+    plan = plan_of(model, len(tokens), site, False, layers, None)
     by_head = [tensor.n_head for tensor in plan.sites.values() if tensor.n_head is not None]
     heads = list(range(max(by_head))) if len(by_head) == len(plan.sites) else None
     ablate(site=site, mode=mode, mean=mean, layers=list(plan.sites))  # a missing mean is an error before anything runs
-    base = model.run(tokens, at("resid_pre", layers=plan.starts()) if plan.starts() else (), logits="last")
-    found = AblationSweep(
-        values=np.full((len(plan.sites), *((len(heads),) if heads else ())), np.nan), metric=metric_name(metric),
-        model=model.name, layers=list(plan.sites), complete=False, site=site, mode=mode, heads=heads,
-        tokens=tokens, pieces=model.pieces(tokens), baseline=measured(metric, base, "the plain prompt"),
-    )
-
-    def cells() -> Iterator[tuple[tuple[int, ...], float]]:
-        starts = startable(plan, base)
-        for row, layer in enumerate(plan.sites):
-            for head in [None] if heads is None else range(plan.sites[layer].n_head):
-                chosen = {"layers": layer} if head is None else {"heads": [(layer, head)]}
-                run = edited(plan, base, starts, layer, [ablate(site=site, mode=mode, mean=mean, **chosen)])
-                index, where = ((row,), "") if head is None else ((row, head), f", head {head}")
-                yield index, measured(metric, run, f"layer {layer}{where}")
-
-    found.fill(cells(), progress, f"ablating {site}")
+    with Plain(model, tokens, (), plan.starts(model)) as plain:
+        found = AblationSweep(
+            values=np.full((len(plan.sites), *((len(heads),) if heads else ())), np.nan), metric=metric_name(metric),
+            model=model.name, layers=list(plan.sites), complete=False, site=site, mode=mode, heads=heads,
+            tokens=tokens, pieces=model.pieces(tokens), baseline=measured(metric, plain.run, "the plain prompt"),
+        )
+        runs = run_cells(plain, list(_ablated(plan, plain, heads is not None, mean if mode == "mean" else None)), method)
+        with contextlib.closing(runs):
+            values = ((cell.index, measured(metric, run, cell.where)) for cell, run in runs)
+            found.fill(values, progress, f"ablating {site}")
     return found
+
+
+def _ablated(plan: Plan, plain: Plain, by_head: bool, mean) -> Iterator[Cell]:
+    """A cell for each head or layer; ``mean`` None puts zeros there."""
+    n = len(plain.tokens)
+    for row, (layer, tensor) in enumerate(plan.sites.items()):
+        shape, first = tensor.shape[1:], first_layer(plain.model, tensor)
+        value = np.zeros(shape, np.float32) if mean is None else mean_value(plan.site, mean, tensor, len(tensor.axes))
+        if value.shape != shape:
+            raise EditError(f"The mean at {tensor.key} has shape {value.shape}; it must be {shape}.")
+        values = np.broadcast_to(value, (n, *shape))
+        for head in range(tensor.n_head) if by_head else [None]:
+            heads, index = (None, (row,)) if head is None else ([head], (row, head))
+            where = f"layer {layer}" if head is None else f"layer {layer}, head {head}"
+            yield Cell(index, where, first, 0, (Rows(at(plan.site, layers=layer), tensor, values, range(n), heads),))
 
 
 @dataclass(eq=False, repr=False)
@@ -134,13 +146,13 @@ class AblationSweep(LayerGrid):
 
 def knockout_sweep(
     model: Model, prompt, metric: Callable[[Run], float] | None = None, queries=-1, keys=None, window: int = 9,
-    layers=None, progress: bool | None = None,
+    layers=None, progress: bool | None = None, method: str | None = None,
 ) -> KnockoutSweep:
     """Cut edges of attention in a window of layers around each layer, and measure what is left.
 
     Method: Geva et al., "Dissecting Recall of Factual Associations in Auto-Regressive Language Models"
     (arXiv:2304.14767): where information passes from the keys to the queries. Each value is that of a run with
-    ``interp.knockout(layers of the window, queries, keys)``, bit for bit.
+    ``interp.knockout(layers of the window, queries, keys)``, with the serial method bit for bit.
 
     Args:
         model: the model.
@@ -153,6 +165,7 @@ def knockout_sweep(
             even number, one more lies below the middle than above it.
         layers: the middles; None: all.
         progress: a bar on the standard error; None: where that is a terminal.
+        method: as in :func:`interp.patch_sweep`.
 
     Returns:
         A :class:`KnockoutSweep`. After Ctrl-C one with what was finished by then, and ``complete`` False.
@@ -165,42 +178,52 @@ def knockout_sweep(
     check_metric(metric, "knockout_sweep")
     if isinstance(window, bool) or not hasattr(window, "__index__") or window < 1:
         raise RunError(f"window={window!r}: give the number of layers, an integer of at least 1.")
+    check_method(method)
     tokens = model._prompt(prompt)
     if keys is None or (isinstance(keys, Mapping) and not keys):
         raise RunError('keys= is missing: positions that are no longer seen, such as [1, 2] or {"subject": [1, 2]}.')
     named = keys if isinstance(keys, Mapping) else {"keys": keys}
     sets = {str(name): _positions(part, len(tokens), "keys") for name, part in named.items()}
     queries = _positions(queries, len(tokens), "queries")
+    if not model.n_prefix:  # the keys of a prefix stay
+        for part in sets.values():
+            check_edges(queries, part)
     table = model._table
     sites = {site.layer: site for site in table.find("attn_logits")}
     chosen = at("attn_logits", layers=layers).layers
     middles = range(table.n_layer) if chosen is None else sorted({table.layer_index(layer) for layer in chosen})
     windows = {middle: _window(middle, int(window), sites) for middle in middles}
-    plan = Plan(model, tokens, "attn_logits", sites, [], None)
-    base = model.run(tokens, at("resid_pre", layers=plan.starts()) if plan.starts() else (), logits="last")
-    found = KnockoutSweep(
-        values=np.full((len(sets), len(middles)), np.nan), metric=metric_name(metric), model=model.name,
-        layers=list(middles), complete=False, keys=sets, queries=queries, window=int(window), tokens=tokens,
-        pieces=model.pieces(tokens), baseline=measured(metric, base, "the plain prompt"),
-    )
+    with Plain(model, tokens, (), {cut[0].layer for cut in windows.values() if cut}) as plain:
+        found = KnockoutSweep(
+            values=np.full((len(sets), len(middles)), np.nan), metric=metric_name(metric), model=model.name,
+            layers=list(middles), complete=False, keys=sets, queries=queries, window=int(window), tokens=tokens,
+            pieces=model.pieces(tokens), baseline=measured(metric, plain.run, "the plain prompt"),
+        )
+        cells = list(_cuts(windows, sets, queries))
+        runs = run_cells(plain, [cell for cell in cells if cell.changes], method)
 
-    def cells() -> Iterator[tuple[tuple[int, int], float]]:
-        starts = startable(plan, base)
-        for row, (name, chosen) in enumerate(sets.items()):
-            for column, (middle, cut) in enumerate(windows.items()):
-                if not cut:  # a hybrid model may have no attention here
-                    yield (row, column), found.baseline
-                    continue
-                run = edited(plan, base, starts, cut[0], [knockout(cut, queries, chosen)])
-                yield (row, column), measured(metric, run, f"keys {name!r} around layer {middle}")
+        def values() -> Iterator[tuple[tuple[int, ...], float]]:
+            # a hybrid model may have no attention there
+            yield from ((cell.index, found.baseline) for cell in cells if not cell.changes)
+            for cell, run in runs:
+                yield cell.index, measured(metric, run, cell.where)
 
-    found.fill(cells(), progress, "knocking out")
+        with contextlib.closing(runs):
+            found.fill(values(), progress, "knocking out")
     return found
 
 
-def _window(middle: int, width: int, sites) -> list[int]:
+def _cuts(windows: dict[int, list[Site]], sets: dict[str, list[int]], queries: list[int]) -> Iterator[Cell]:
+    for row, (name, keys) in enumerate(sets.items()):
+        for column, (middle, cut) in enumerate(windows.items()):
+            edges = tuple(Edges(site, queries, tuple(keys)) for site in cut)
+            layer = cut[0].layer if cut else 0
+            yield Cell((row, column), f"keys {name!r} around layer {middle}", layer, queries[0], edges)
+
+
+def _window(middle: int, width: int, sites: dict[int, Site]) -> list[Site]:
     # as in the paper's own code: range(layer - width // 2, layer + ceil(width / 2))
-    return [layer for layer in range(middle - width // 2, middle + (width + 1) // 2) if layer in sites]
+    return [sites[layer] for layer in range(middle - width // 2, middle + (width + 1) // 2) if layer in sites]
 
 
 def _positions(given, n: int, what: str) -> list[int]:

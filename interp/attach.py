@@ -130,8 +130,11 @@ class Attached(Model):
         if not self._handle:
             raise RunError("This model is closed: it was detached, or its Llama was closed. See interp.attach(llm).")
 
+    #: the cache is the Llama's
+    _can_keep = False
+
     @contextmanager
-    def _memory(self, handle: int) -> Iterator[None]:
+    def _memory(self, handle: int, _keep: bool = False) -> Iterator[None]:
         """The Llama's cache put aside, and back again at the end."""
         state, logits = self._put_aside()
         self._lib.memory_clear(handle)

@@ -1,220 +1,265 @@
-"""The batched method of a sweep: the cells of a layer are sequences of one decode.
+"""The batched method of a sweep: cells are sequences of one decode.
 
-A patch at a position leaves the cache before it as it was, so each sequence shares that part of the plain run's, and
-only its later tokens are run. The layers below are as in the plain run, so the graph starts at the patched one, on the
-stored residual stream. Each sequence then costs its own tokens in the layers above, and nothing else; of each only the
-last token has logits. Values differ from the serial method's by the rounding of kernels that see other shapes.
+A change at a position leaves the cache before it as it was, so each sequence shares that part of the plain run's, and
+only its later tokens are run. The layers below are as in the plain run, so the graph starts at the first layer that is
+changed, on the stored residual stream. Each sequence then costs its own tokens in the layers above, and nothing else;
+of each only the last token has logits. Values differ from the serial method's by the rounding of kernels that see other
+shapes.
 """
 
 from __future__ import annotations
 
 import ctypes as ct
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from .edits import Change, Edit
+from .cells import Cell, Edges, Plain, Rows, residual, serial
+from .edits import CUT, Change, Edit
 from .errors import RunError
 from .graph import Tensor
 from .program import Batch, Program
 from .run import Run
-from .serial import Plan, can_start, residual, same_bits
-from .sites import at
+from .sites import Key, at
 from .trace import Place
 
+#: what a layer costs beside its tokens, in tokens for each byte of a weight: the time of reading the weights once.
+#: Measured on a CPU: 12 tokens for F32 weights, 1 to 2 for Q4_1
+_TOKENS_PER_BYTE = 3.0
 
-@dataclass(frozen=True)
-class Cell:
-    """One sequence.
 
-    Attributes:
-        column: of the sweep.
-        rows: the positions that are patched.
-        head: None: the whole row.
+def run_cells(plain: Plain, cells: Sequence[Cell], method: str | None = None) -> Iterator[tuple[Cell, Run]]:
+    """Runs the cells of a sweep, in an order of its own.
+
+    Args:
+        method: as in :func:`chosen_method`.
+
+    Yields:
+        each cell and its run, with the logits of the last position.
     """
-
-    column: int
-    rows: list[int]
-    head: int | None
+    return (batched if chosen_method(plain, cells, method) == "batched" else serial)(plain, cells)
 
 
-def can_batch(plan: Plan, base: Run) -> bool:
-    """Whether the method applies: a cache that sequences share, no prefix, and a graph that can start at a layer."""
-    model = plan.model
-    return model._n_seq_max > 1 and model._can_generate and not model.n_prefix and can_start(plan, base)
+def check_method(method: str | None) -> None:
+    """
+    Raises:
+        RunError: there is no such method.
+    """
+    if method not in (None, "batched", "serial"):
+        raise RunError(f'method={method!r}: give "batched", "serial", or None for the better one.')
 
 
-def batched(plan: Plan, source: Run, base: Run) -> Iterator[tuple[int, int, Run | None]]:
-    """As :func:`interp.serial.serial`, layer by layer, several cells in one decode.
+def chosen_method(plain: Plain, cells: Iterable[Cell], method: str | None) -> str:
+    """``"batched"`` or ``"serial"``; None leaves the choice.
 
     Raises:
-        RunError: one sequence and the plain run do not fit into the context together.
+        RunError: the batched method was asked for and cannot be.
     """
-    engine = _Engine(plan, source, base)
-    try:
-        for row, layer in enumerate(plan.sites):
-            cells = engine.cells(layer)
-            for column in sorted(set(engine.columns(layer)) - {cell.column for cell in cells}):
-                yield row, column, None
-            for group in engine.groups(cells):
-                # between two decodes the model is free: a metric may use it
-                for cell, logits in zip(group, engine.run(layer, group)):
-                    yield row, cell.column, engine.as_run(logits)
-    finally:
-        engine.close()
+    reason = why_not_batched(plain, cells) if method != "serial" else None
+    if method == "batched" and reason:
+        raise RunError(reason)
+    return "serial" if method == "serial" or reason else "batched"
 
 
-class _Engine:
-    def __init__(self, plan: Plan, source: Run, base: Run):
-        self._plan, self._source, self._base, self._model = plan, source, base, plan.model
-        self._n = len(plan.tokens)
-        self._filled = -1
-        room = min(self._model._n_batch, self._model.n_ctx - self._n)
-        # one ubatch, unless a sequence alone is longer
-        self._room = max(min(room, self._model._n_ubatch), min(room, self._n))
-
-    def columns(self, layer: int) -> range:
-        """The columns that a layer has: layers may differ in their heads."""
-        n = len(self._plan.columns)
-        return range(n if self._plan.heads is None else min(n, self._plan.sites[layer].n_head))
-
-    def cells(self, layer: int) -> list[Cell]:
-        """The cells of a layer that have to be run."""
-        plan = self._plan
-        there, new = self._base[plan.site, layer], self._source[plan.site, layer]
-        found = []
-        for column in self.columns(layer):
-            chosen = plan.columns[column]
-            head = None if plan.heads is None else chosen
-            rows = [chosen] if plan.heads is None else list(plan.positions)
-            part = (lambda x, p: x[p]) if head is None else (lambda x, p, h=head: x[p, h])
-            if plan.prune:
-                rows = [p for p in rows if not same_bits(part(there, p), part(new, p)) and not plan.is_unseen(layer, p)]
-            if rows:
-                found.append(Cell(column, rows, head))
-        return found
-
-    def groups(self, cells: list[Cell]) -> Iterator[list[Cell]]:
-        """Cells that fit into one decode together."""
-        group: list[Cell] = []
-        used = 0
-        for cell in cells:
-            length = self._n - cell.rows[0]
-            if length > self._room:
-                raise RunError(
-                    f"A sweep holds the plain run and the {length} tokens of a patched one together, but the context "
-                    f"holds {self._model.n_ctx}. Load the model with n_ctx={self._n + length} or more."
-                )
-            if group and (used + length > self._room or len(group) == self._model._n_seq_max - 1):
-                yield group
-                group, used = [], 0
-            group.append(cell)
-            used += length
-        if group:
-            yield group
-
-    def as_run(self, logits: np.ndarray) -> Run:
-        return Run(self._plan.tokens, self._base.pieces, logits[None], {}, {}, self._model, self._base.info)
-
-    # a decode
-
-    def run(self, layer: int, group: list[Cell]) -> np.ndarray:
-        """The last logits of each cell, ``(n_cells, n_vocab)``."""
-        lib, start = self._model._lib, self._start(layer)
-        with self._model._locked() as handle:
-            self._fill(handle)
-            program = Program(self._model._table, (), self._edits(layer, group, start), self._n, first_layer=start)
-            callbacks = program.install(lib, handle)
-            try:
-                if start:
-                    self._set_start(handle, layer, group, start)
-                for sequence, cell in enumerate(group, 1):
-                    if cell.rows[0]:
-                        lib.memory_seq_cp(handle, 0, sequence, 0, cell.rows[0])
-                program.check(self._batch(group).run(lib, handle))
-                logits = self._model._logits(handle, len(group))
-            except BaseException:
-                self._filled = -1
-                raise
-            finally:
-                lib.program_clear(handle)
-                for sequence in range(1, len(group) + 1):
-                    lib.memory_seq_rm(handle, sequence, -1, -1)
-                del callbacks
-        return logits
-
-    def _fill(self, handle: int) -> None:
-        """The plain run's cache, unless it is still there."""
-        if self._filled == self._model._n_rewinds:
-            return
-        self._model._rewind(handle)
-        empty = Program(self._model._table, (), (), self._n)
-        callbacks = empty.install(self._model._lib, handle)
-        self._model._decode(empty, handle, self._plan.tokens, 0, self._model._outputs(empty, self._n, "last"))
-        self._filled = self._model._n_rewinds
-        del callbacks
-
-    def close(self) -> None:
-        """Leave the cache as it was found."""
-        if self._filled == self._model._n_rewinds:
-            with self._model._locked() as handle:
-                self._model._rewind(handle)
-
-    def _start(self, layer: int) -> int:
-        """The first layer that is computed; 0: all are."""
-        first = self._plan.first_layer(layer)
-        return first if first >= 1 and residual(self._model, first - 1) else 0
-
-    def _is_at_start(self, layer: int, start: int) -> bool:
-        """Whether the site is the residual stream that the graph starts on: then nothing need be edited."""
-        return start > 0 and self._plan.sites[layer].key == residual(self._model, start - 1)
-
-    def _batch(self, group: list[Cell]) -> Batch:
-        batch = Batch(sum(self._n - cell.rows[0] for cell in group))
-        where = 0
-        for sequence, cell in enumerate(group, 1):
-            for position in range(cell.rows[0], self._n):
-                batch.token[where], batch.pos[where] = self._plan.tokens[position], position
-                batch.seq[where], batch.output[where] = sequence, position == self._n - 1
-                where += 1
-        return batch
-
-    def _set_start(self, handle: int, layer: int, group: list[Cell], start: int) -> None:
-        key = residual(self._model, start - 1)
-        at_start = self._is_at_start(layer, start)
-        plain = self._base[self._plan.site, layer] if at_start else self._base["resid_pre", start]
-        parts = []
-        for cell in group:
-            part = plain[cell.rows[0] :].copy()
-            if at_start:
-                part[[p - cell.rows[0] for p in cell.rows]] = self._source[self._plan.site, layer][cell.rows]
-            parts.append(part)
-        rows = np.ascontiguousarray(np.concatenate(parts), np.float32)
-        pos = [p for cell in group for p in range(cell.rows[0], self._n)]
-        seq = [s for s, cell in enumerate(group, 1) for _ in range(cell.rows[0], self._n)]
-        ints = ct.c_int32 * len(pos)
-        self._model._lib.start_set(
-            handle, key.name.encode(), key.layer, key.occurrence, rows.ctypes.data_as(ct.POINTER(ct.c_float)),
-            ints(*pos), ints(*seq), len(pos),
+def why_not_batched(plain: Plain, cells: Iterable[Cell]) -> str | None:
+    """What keeps the method from being used; None: nothing."""
+    model, n = plain.model, len(plain.tokens)
+    can_share = model._n_seq_max > 1 and model._can_generate and model._can_keep
+    if not (can_share and not model.n_prefix and plain.can_start):
+        return (
+            'method="batched" needs a cache that sequences can share, no prefix in force, and layers that read nothing '
+            "but the residual stream. Leave method out."
         )
+    length = n - min((cell.first for cell in cells), default=n)
+    if length > _room(plain):
+        holds = f"the context holds {model.n_ctx}" if n + length > model.n_ctx else f"a decode takes {model._n_batch}"
+        return (
+            f"A batched sweep holds the plain run and the {length} tokens of a patched one together, but {holds}. "
+            f"Load the model with n_ctx={n + length} or more, or leave method out."
+        )
+    return None
 
-    def _edits(self, layer: int, group: list[Cell], start: int) -> list[Edit]:
-        """One edit that puts the values of each cell into its own sequence."""
-        if self._is_at_start(layer, start):
-            return []
-        new = self._source[self._plan.site, layer]
-        positions = [p for cell in group for p in cell.rows]
-        sequences = [s for s, cell in enumerate(group, 1) for _ in cell.rows]
-        chosen = np.zeros((len(positions), *(new.shape[1:] if group[0].head is not None else (1,) * (new.ndim - 1))), np.float32)
-        heads = [cell.head for cell in group for _ in cell.rows]
-        for k, head in enumerate(heads):
-            chosen[k, slice(None) if head is None else head] = 1.0
-        values = new[positions] * chosen
 
-        def build(x: Tensor, place: Place) -> Tensor:
-            rows = place.trace.rows(positions, values, sequences).reshape((-1, *x.shape[1:]))
-            mask = place.trace.rows(positions, chosen, sequences).reshape((-1, *chosen.shape[1:]))
-            return x * (1.0 - mask) + rows
+def _room(plain: Plain) -> int:
+    """Tokens that a decode may have beside the plain run."""
+    return min(plain.model._n_batch, plain.model.n_ctx - len(plain.tokens))
 
-        return [Edit("patch", (Change(at(self._plan.site, layers=layer), build),))]
+
+def batched(plain: Plain, cells: Sequence[Cell]) -> Iterator[tuple[Cell, Run]]:
+    for group in partition(plain, cells):
+        # between two decodes the model is free: a metric may use it
+        logits, _ = run_group(plain, group)
+        for k, cell in enumerate(group):
+            yield cell, Run(plain.tokens, plain.run.pieces, logits[k : k + 1], {}, {}, plain.model, plain.run.info)
+
+
+def partition(plain: Plain, cells: Sequence[Cell]) -> list[list[Cell]]:
+    """Cells in groups, each of them one decode; the lowest layers first.
+
+    A decode computes all of its sequences from the lowest of their layers on, so cells of several layers together cost
+    layers that they do not need; but each layer of a decode, and the head, also costs the time of reading its weights.
+    The partition is the cheapest into runs of cells in the order of their layers, by dynamic programming.
+    """
+    model, n = plain.model, len(plain.tokens)
+    cells = sorted(cells, key=lambda cell: cell.layer)
+    lengths = [n - cell.first for cell in cells]
+    # one ubatch, unless a sequence alone is longer
+    room = max([min(_room(plain), model._n_ubatch), *lengths])
+    reading = _TOKENS_PER_BYTE * model._n_bytes / max(model.n_params, 1)
+    computed = {cell.layer: model.n_layer - plain.start(cell.layer) for cell in cells}
+    head = model.n_vocab * model.n_embd
+    head = head * model.n_layer / max(model.n_params - head, 1)  # in layers
+    best, begin = [0.0], [0]
+    for end in range(1, len(cells) + 1):
+        least, at_least, used = np.inf, end - 1, 0
+        for first in range(end - 1, max(-1, end - model._n_seq_max), -1):
+            used += lengths[first]
+            if used > room:
+                break
+            cost = best[first] + computed[cells[first].layer] * (reading + used) + head * (reading + end - first)
+            if cost < least:
+                least, at_least = cost, first
+        best.append(least)
+        begin.append(at_least)
+    groups, end = [], len(cells)
+    while end:
+        groups.append(cells[begin[end] : end])
+        end = begin[end]
+    return groups[::-1]
+
+
+def run_group(
+    plain: Plain, group: Sequence[Cell], capture=(), last_layer: int | None = None
+) -> tuple[np.ndarray | None, list[dict[Key, np.ndarray]]]:
+    """One decode.
+
+    Args:
+        capture: sites to read.
+        last_layer: None: all; otherwise the last that is computed, and there are no logits.
+
+    Returns:
+        The last logits of each cell, ``(n_cells, n_vocab)``; and what was captured of each, of its own positions.
+    """
+    model = plain.model
+    lib, start = model._lib, plain.start(min(cell.layer for cell in group))
+    given = [plain.on_stream(cell, start) for cell in group]
+    program = Program(model._table, capture, _edits(group, given), len(plain.tokens), start, last_layer)
+    with plain.filled() as handle:
+        callbacks = program.install(lib, handle)
+        try:
+            if start:
+                _set_start(plain, handle, group, given, start)
+            if last_layer is not None:
+                stop = model._residual(last_layer)
+                lib.stop_set(handle, stop.name.encode(), stop.layer, stop.occurrence)
+            for sequence, cell in enumerate(group, 1):
+                if cell.first:
+                    lib.memory_seq_cp(handle, 0, sequence, 0, cell.first)
+            program.check(_batch(plain.tokens, group, last_layer is not None).run(lib, handle))
+            logits = model._logits(handle, len(group)) if last_layer is None else None
+            return logits, _split(program, lib, handle, len(group))
+        except BaseException:
+            plain.forget()
+            raise
+        finally:
+            lib.program_clear(handle)
+            for sequence in range(1, len(group) + 1):
+                lib.memory_seq_rm(handle, sequence, -1, -1)
+            del callbacks
+
+
+def _batch(tokens: list[int], group: Sequence[Cell], whole: bool) -> Batch:
+    """``whole``: the last layer that is computed keeps the rows of all tokens, not only of those with logits."""
+    n = len(tokens)
+    batch = Batch(sum(n - cell.first for cell in group))
+    where = 0
+    for sequence, cell in enumerate(group, 1):
+        for position in range(cell.first, n):
+            batch.token[where], batch.pos[where] = tokens[position], position
+            batch.seq[where], batch.output[where] = sequence, whole or position == n - 1
+            where += 1
+    return batch
+
+
+def _set_start(plain: Plain, handle: int, group: Sequence[Cell], given: Sequence[list[Rows]], start: int) -> None:
+    """The residual stream of each sequence, with the cell's own values where it is what a cell changes."""
+    stream, n = plain.stream(start), len(plain.tokens)
+    parts = []
+    for cell, changes in zip(group, given):
+        part = stream[cell.first :].copy()
+        for rows in changes:
+            rows.put(part, cell.first)
+        parts.append(part)
+    rows = np.ascontiguousarray(np.concatenate(parts), np.float32)
+    pos = [p for cell in group for p in range(cell.first, n)]
+    seq = [s for s, cell in enumerate(group, 1) for _ in range(cell.first, n)]
+    ints, key = ct.c_int32 * len(pos), residual(plain.model, start - 1)
+    plain.model._lib.start_set(
+        handle, key.name.encode(), key.layer, key.occurrence, rows.ctypes.data_as(ct.POINTER(ct.c_float)),
+        ints(*pos), ints(*seq), len(pos),
+    )
+
+
+# // the changes of all cells at one site, as one edit
+
+
+def _edits(group: Sequence[Cell], given: Sequence[list[Rows]]) -> list[Edit]:
+    by_site: dict[Key, list[tuple[int, Rows | Edges]]] = {}
+    for sequence, (cell, on_stream) in enumerate(zip(group, given), 1):
+        for change in cell.changes:
+            if change not in on_stream:
+                by_site.setdefault(change.site.key, []).append((sequence, change))
+    first = [cell.first for cell in group]
+    return [
+        _edges(parts) if isinstance(parts[0][1], Edges) else _rows(parts, first) for parts in by_site.values()
+    ]
+
+
+def _rows(parts: list[tuple[int, Rows]], first: list[int]) -> Edit:
+    """The values of each cell, put into its own sequence; ``first``: where each sequence begins."""
+    places = [[p for p in rows.positions if p >= first[sequence - 1]] for sequence, rows in parts]
+    positions = [p for some in places for p in some]
+    sequences = [sequence for (sequence, _), some in zip(parts, places) for _ in some]
+    masks = [rows.chosen() for _, rows in parts]
+    shape = np.broadcast_shapes(*(mask.shape for mask in masks))
+    chosen = np.concatenate([np.broadcast_to(mask, (len(some), *shape)) for mask, some in zip(masks, places)])
+    values = np.concatenate([rows.values[some] for (_, rows), some in zip(parts, places)]) * chosen
+
+    def build(x: Tensor, place: Place) -> Tensor:
+        new = place.trace.rows(positions, values, sequences).reshape((-1, *x.shape[1:]))
+        mask = place.trace.rows(positions, chosen, sequences).reshape((-1, *chosen.shape[1:]))
+        return x * (1.0 - mask) + new
+
+    return Edit("patch", (Change(parts[0][1].at, build),))
+
+
+def _edges(parts: list[tuple[int, Edges]]) -> Edit:
+    """The edges of each cell, cut in its own sequence; cells that cut the same keys share a mask."""
+    by_keys: dict[tuple[int, ...], list[tuple[int, int]]] = {}
+    for sequence, edges in parts:
+        by_keys.setdefault(edges.keys, []).extend((query, sequence) for query in edges.queries)
+
+    def build(x: Tensor, place: Place) -> Tensor:
+        for keys, rows in by_keys.items():
+            queries, sequences = zip(*rows)
+            looking = place.trace.rows(queries, np.full(len(rows), CUT, np.float32), sequences).reshape((-1, 1))
+            hidden = place.trace.key_mask(tuple((p, p + 1) for p in keys))
+            x = x + looking.expand(x.shape[1:]) * hidden
+        return x
+
+    site = parts[0][1].site
+    return Edit("knockout", (Change(at(site.name, layers=site.layer), build),))
+
+
+# // what was captured, by sequence
+
+
+def _split(program: Program, lib, handle: int, n: int) -> list[dict[Key, np.ndarray]]:
+    found: list[dict[Key, np.ndarray]] = [{} for _ in range(n)]
+    for index, (captured, array) in enumerate(program.read(lib, handle)):
+        ints = ct.c_int32 * len(array)
+        pos, seq = ints(), ints()
+        lib.capture_rows(handle, index, pos, seq)
+        for sequence in range(n):
+            found[sequence][captured.site.key] = array[np.array(seq) == sequence + 1]
+    return found

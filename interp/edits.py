@@ -229,8 +229,17 @@ def knockout(layers, queries, keys, heads=None) -> Edit:
 def _check_edges(place: Place, cut: Iterable[tuple[int, int]]) -> None:
     if place.trace.offset:  # the keys of the prefix stay
         return
-    cut = {p for lo, hi in cut for p in range(lo, min(hi, place.n_prompt))}
+    keys = {p for lo, hi in cut for p in range(lo, min(hi, place.n_prompt))}
     queries = place.positions if place.positions is not None else () if place.ranges else range(place.n_prompt)
+    check_edges(queries, keys)
+
+
+def check_edges(queries: Iterable[int], keys: Iterable[int]) -> None:
+    """
+    Raises:
+        EditError: one of the queries would see none but these keys.
+    """
+    cut = set(keys)
     blind = [q for q in queries if cut.issuperset(range(q + 1))]
     if blind:
         raise EditError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,6 +11,9 @@ from .errors import RunError
 from .plot import visible
 from .run import Run
 from .vocab import one_token
+
+#: the tokens of words, by model: a sweep asks for the same ones at every run
+_words: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
 def logit_diff(a: str | int, b: str | int) -> LogitDiff:
@@ -118,7 +122,10 @@ def _token(run: Run, piece: str | int) -> int:
         if not hasattr(piece, "__index__") or not 0 <= piece < run.logits.shape[1]:
             raise RunError(f"token {piece!r} is not in the vocabulary: ids are 0 to {run.logits.shape[1] - 1}")
         return int(piece)
-    return one_token(run.model, piece)
+    known = _words.setdefault(run.model, {})
+    if piece not in known:
+        known[piece] = one_token(run.model, piece)
+    return known[piece]
 
 
 def _log_softmax(logits: np.ndarray) -> np.ndarray:

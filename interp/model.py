@@ -155,11 +155,16 @@ class Model(Context):
 
         if logits not in ("all", "last", None):
             raise RunError(f'logits={logits!r}: give "all", "last" or None.')
-        tokens = self._prompt(prompt)
         stop = None if stop_after is None else self._residual(stop_after)
+        return self._run(self._prompt(prompt), capture, edits, logits, stop, prompt)
+
+    def _run(
+        self, tokens: list[int], capture, edits, logits: str | None, stop=None, prompt=None, keep: bool = False
+    ) -> Run:
+        """``keep``: leave the tokens in the cache, for whoever runs next."""
         program = self._program(capture, edits, len(tokens), last_layer=stop.layer if stop else None)
         outputs = self._outputs(program, len(tokens), "all" if stop is not None else logits)
-        with self._session(program, stop) as handle:
+        with self._session(program, stop, keep=keep) as handle:
             if logits != "all" and stop is None:
                 self._choose_logits(program, handle, outputs, len(tokens) - 1 if logits else None)
             read = self._decode(program, handle, tokens, 0, outputs, logits if stop is None else None)

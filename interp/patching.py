@@ -11,7 +11,7 @@ from .edits import Change, Edit, replaced
 from .errors import EditError, SiteError
 from .graph import Tensor, as_float32
 from .run import Run
-from .sites import at
+from .sites import Site, at
 from .trace import Place
 
 _MODES = ("zero", "mean", "resample")
@@ -123,26 +123,30 @@ def _zeros(x: Tensor, _place: Place) -> Tensor:
 
 def _mean_of(site: str, mean):
     def build(x: Tensor, place: Place) -> Tensor:
-        layer = place.site.layer
-        if isinstance(mean, Run):
-            value = mean[site, layer].mean(axis=place.row_axis)
-        elif hasattr(mean, "mean_square"):  # Stats
-            value = as_float32(mean.mean(site, layer))
-        else:
-            value = as_float32(mean)
-            if value.ndim == x.ndim:
-                if layer >= len(value):
-                    raise EditError(f"mean= holds {len(value)} layers, but layer {layer} is ablated.")
-                value = value[layer]
+        value, row_axis = mean_value(site, mean, place.site, x.ndim), place.row_axis
         given = value.shape
-        value = place.padded(np.expand_dims(value, place.row_axis), x) if value.ndim == x.ndim - 1 else value
-        shape = tuple(1 if axis == place.row_axis else d for axis, d in enumerate(x.shape))
-        if value.shape != shape:
-            wanted = tuple(d for axis, d in enumerate(x.shape) if axis != place.row_axis)
+        value = place.padded(np.expand_dims(value, row_axis), x) if value.ndim == x.ndim - 1 else value
+        if value.shape != tuple(1 if axis == row_axis else d for axis, d in enumerate(x.shape)):
+            wanted = tuple(d for axis, d in enumerate(x.shape) if axis != row_axis)
             raise EditError(f"The mean at {place.site.key} has shape {given}; it must be {wanted}.")
         return x.filled(value)
 
     return build
+
+
+def mean_value(site: str, mean, tensor: Site, n_axes: int) -> np.ndarray:
+    """What mean ablation puts into a tensor of ``n_axes`` axes, without its token axis; the shape is not checked."""
+    layer = tensor.layer
+    if isinstance(mean, Run):
+        return mean[site, layer].mean(axis=1 if tensor.is_attention else 0)
+    if hasattr(mean, "mean_square"):  # Stats
+        return as_float32(mean.mean(site, layer))
+    value = as_float32(mean)
+    if value.ndim == n_axes:
+        if layer >= len(value):
+            raise EditError(f"mean= holds {len(value)} layers, but layer {layer} is ablated.")
+        value = value[layer]
+    return value
 
 
 def _rows_of(site: str, layer: int, source, from_positions: tuple[int, ...] | None):

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from . import plot
+from .batched import batched, check_method, chosen_method, partition, run_cells, run_group
+from .cells import Cell, Plain, Rows, serial
 from .errors import RunError, SiteError
 from .grid import Grid, check_metric, measured, metric_name
-from .patching import patch
 from .run import Run
-from .serial import Plan, edited, startable
-from .sites import SiteTable, at
-from .sweep import DIRECTIONS, check_pair, plan_of, two_prompts
+from .sites import At, Key, Site, SiteTable, at
+from .sweep import DIRECTIONS, Plan, check_pair, plan_of, two_prompts
 
 if TYPE_CHECKING:
     from .model import Model
@@ -27,7 +28,7 @@ Receiver = tuple[int, int, str]
 
 def path_patch(
     model: Model, clean, corrupted, sender=None, receivers="logits", metric: Callable[[Run], float] | None = None,
-    freeze_mlp: bool = False, direction: str = "denoise", progress: bool | None = None,
+    freeze_mlp: bool = False, direction: str = "denoise", progress: bool | None = None, method: str | None = None,
 ) -> PathPatch:
     """Patch what a head sends along the direct paths to its receivers, and nothing else that it does.
 
@@ -48,6 +49,7 @@ def path_patch(
             what is sent. As in the papers, they are computed anew by default.
         direction: ``"denoise"``: as above; ``"noise"``: with the two prompts exchanged, as Wang et al. do it.
         progress: a bar on the standard error; None: where that is a terminal.
+        method: as in :func:`interp.patch_sweep`.
 
     Returns:
         A :class:`PathPatch`. After Ctrl-C one with what was finished by then, and ``complete`` False.
@@ -60,59 +62,95 @@ def path_patch(
     check_metric(metric, "path_patch")
     if direction not in DIRECTIONS:
         raise RunError(f'direction={direction!r}: give "denoise" or "noise".')
+    check_method(method)
     tokens = [model._prompt(prompt) for prompt in (clean, corrupted)]
     pieces = [model.pieces(part) for part in tokens]
     check_pair(*tokens, *pieces)
     into = 1 if direction == "denoise" else 0
-    plan = plan_of(model, tokens[into], "z", True, None, None)
+    plan = plan_of(model, len(tokens[into]), "z", True, None, None)
     if len(plan.sites) < model.n_layer:
         without = next(layer for layer in range(model.n_layer) if layer not in plan.sites)
         raise SiteError(f"Layer {without} has no heads, 'z': what it mixes between positions cannot be held.")
     taken = _receivers(model._table, receivers)
-    senders = _senders(plan, sender, taken)
+    senders = _senders(plan, model, sender, taken)
 
     frozen = ["z", "mlp_out"] if freeze_mlp else ["z"]
-    capture = [*frozen, at("resid_pre", layers=plan.starts())] if plan.starts() else frozen
     source = model.run(tokens[1 - into], capture="z", logits="last")
-    base = model.run(plan.tokens, capture=capture, logits="last")
-    ends = [measured(metric, run, f"the {name} prompt") for name, run in zip(("patched", "other"), (base, source))]
-    layers, heads = (sorted({pair[i] for pair in senders}) for i in (0, 1))
-    found = PathPatch(
-        values=np.full((len(layers), len(heads)), np.nan), metric=metric_name(metric), model=model.name, layers=layers,
-        complete=False, heads=heads, receivers=taken, freeze_mlp=bool(freeze_mlp), direction=direction,
-        tokens=plan.tokens, clean_pieces=pieces[0], corrupted_pieces=pieces[1], clean=ends[into],
-        corrupted=ends[1 - into],
-    )
-
-    def cells() -> Iterator[tuple[tuple[int, int], float]]:
-        starts = startable(plan, base)
-        for layer, head in senders:
-            run = _patched(plan, source, base, starts, (layer, head), taken, frozen)
-            value = measured(metric, run, f"sender layer {layer}, head {head}")
-            yield (layers.index(layer), heads.index(head)), value
-
-    found.fill(cells(), progress, "patching paths", len(senders))
+    starts = plan.starts(model) | {layer for layer, *_ in taken or ()}
+    with Plain(model, tokens[into], frozen, starts) as plain:
+        ends = [measured(metric, run, f"the {name} prompt") for name, run in (("patched", plain.run), ("other", source))]
+        layers, heads = (sorted({pair[i] for pair in senders}) for i in (0, 1))
+        found = PathPatch(
+            values=np.full((len(layers), len(heads)), np.nan), metric=metric_name(metric), model=model.name,
+            layers=layers, complete=False, heads=heads, receivers=taken, freeze_mlp=bool(freeze_mlp),
+            direction=direction, tokens=plain.tokens, clean_pieces=pieces[0], corrupted_pieces=pieces[1],
+            clean=ends[into], corrupted=ends[1 - into],
+        )
+        paths = _Paths(plain, source, plan.sites, taken, frozen)
+        cells = [paths.sent(*pair, (layers.index(pair[0]), heads.index(pair[1]))) for pair in senders]
+        runs = paths.runs(cells, chosen_method(plain, cells, method))
+        with contextlib.closing(runs):
+            values = ((cell.index, measured(metric, run, cell.where)) for cell, run in runs)
+            found.fill(values, progress, "patching paths", len(senders))
     return found
 
 
-def _patched(plan: Plan, source: Run, base: Run, starts, sender, receivers, frozen: list[str]) -> Run:
-    """The run whose metric is that of the paths from one sender."""
-    layer, head = sender
-    reached = [r for r in receivers or () if r[0] > layer]
-    end = max(r[0] for r in reached) if reached else plan.model.n_layer
-    edits = [patch("z", layer, source, heads=head)]
-    for site in frozen:
-        # Heads of the sender's own layer do not see it; its MLP may.
-        edits += [patch(site, later, base) for later in range(layer + (site == "z"), end)]
-    sites = sorted({(kind, later) for later, _, kind in reached})
-    run = edited(plan, base, starts, layer, edits, [at(kind, layers=later) for kind, later in sites])
-    if receivers is None:
-        return run
-    edits = [
-        patch(kind, later, run, heads=sorted({h for il, h, name in reached if (name, il) == (kind, later)}))
-        for kind, later in sites
-    ]
-    return edited(plan, base, starts, min(later for later, *_ in reached), edits)
+class _Paths:
+    """The two runs of each sender; one where the receivers are the logits."""
+
+    def __init__(self, plain: Plain, source: Run, sites: dict[int, Site], receivers: list[Receiver] | None, frozen):
+        self._plain, self._source, self._sites, self._frozen = plain, source, sites, frozen
+        self._receivers, self._n = receivers, len(plain.tokens)
+        self._end = max(layer for layer, *_ in receivers) if receivers else plain.model.n_layer
+        # Without attention no position reads another: for the logits the last one is all that counts.
+        moved = (i for i, pair in enumerate(zip(plain.tokens, source.tokens)) if pair[0] != pair[1])
+        self._first = next(moved) if receivers else self._n - 1
+
+    def sent(self, layer: int, head: int, index: tuple[int, int]) -> Cell:
+        """The first run: what a head sends goes through the residual stream and the MLPs alone."""
+        everywhere = range(self._n)
+        changes = [Rows(at("z", layers=layer), self._sites[layer], self._source["z", layer], everywhere, [head])]
+        for site in self._frozen:
+            # heads of the sender's own layer do not see it; its MLP may
+            for later in range(layer + (site == "z"), self._end):
+                tensor = self._plain.model._table.find(site, later)[0]
+                changes.append(Rows(at(site, layers=later), tensor, self._plain.run[site, later], everywhere))
+        return Cell(index, f"sender layer {layer}, head {head}", layer, self._first, tuple(changes))
+
+    def runs(self, cells: list[Cell], method: str) -> Iterator[tuple[Cell, Run]]:
+        """The runs whose metric is that of the paths."""
+        if self._receivers is None:
+            yield from run_cells(self._plain, cells, method)
+        elif method == "serial":
+            for cell, run in serial(self._plain, cells, self._capture(cells)):
+                yield from serial(self._plain, [self._taken_in(cell, run._arrays)])
+        else:
+            for group in partition(self._plain, cells):
+                captured = run_group(self._plain, group, self._capture(group), self._end)[1]
+                yield from batched(self._plain, [self._taken_in(*pair) for pair in zip(group, captured)])
+
+    def _reached(self, layer: int) -> dict[tuple[str, int], list[int]]:
+        """The heads of each site that take in what a layer sends."""
+        found: dict[tuple[str, int], list[int]] = {}
+        for later, head, kind in self._receivers:
+            if later > layer:
+                found.setdefault((kind, later), []).append(head)
+        return found
+
+    def _capture(self, cells: Sequence[Cell]) -> list[At]:
+        return [at(kind, layers=later) for kind, later in self._reached(min(cell.layer for cell in cells))]
+
+    def _taken_in(self, cell: Cell, captured: dict[Key, np.ndarray]) -> Cell:
+        """The second run: the receivers take in what arrived in the first, of which this was captured."""
+        changes, reached = [], self._reached(cell.layer)
+        for (kind, later), heads in reached.items():
+            tensor = self._plain.model._table.find(kind, later)[0]
+            arrived = captured[tensor.key]
+            values = np.zeros((self._n, *arrived.shape[1:]), np.float32)
+            values[self._n - len(arrived) :] = arrived
+            places = range(self._n - len(arrived), self._n)
+            changes.append(Rows(at(kind, layers=later), tensor, values, places, heads))
+        return replace(cell, layer=min(later for _, later in reached), changes=tuple(changes))
 
 
 def _receivers(table: SiteTable, given) -> list[Receiver] | None:
@@ -138,9 +176,9 @@ def _receivers(table: SiteTable, given) -> list[Receiver] | None:
     return sorted(found)
 
 
-def _senders(plan: Plan, given, receivers: list[Receiver] | None) -> list[tuple[int, int]]:
-    table = plan.model._table
-    end = plan.model.n_layer if receivers is None else max(layer for layer, *_ in receivers)
+def _senders(plan: Plan, model: Model, given, receivers: list[Receiver] | None) -> list[tuple[int, int]]:
+    table = model._table
+    end = model.n_layer if receivers is None else max(layer for layer, *_ in receivers)
     if given is None:
         found = [(layer, head) for layer in range(end) for head in range(plan.sites[layer].n_head)]
         if not found:

@@ -31,6 +31,9 @@ class Context:
 
     _handle: int | None = None
 
+    #: whether what a run has put into the cache may stay there until the next one
+    _can_keep = True
+
     def _adopt(self, lib: native.Library, handle: int, path: Path, kv_type: str, n_ctx: int | None = None) -> None:
         """Take a handle of the library over and read from it what is to be known of the model."""
         self._lib = lib
@@ -52,6 +55,7 @@ class Context:
         self.n_layer, self.n_head, self.n_head_kv = info.n_layer, info.n_head, info.n_head_kv
         self.n_embd, self.n_vocab = info.n_embd, info.n_vocab
         self.n_params, self.flash_attn, self.n_threads = info.n_params, bool(info.flash_attn), info.n_threads
+        self._n_bytes = info.n_bytes
         self._n_batch, self._n_ubatch, self._n_seq_max = info.n_batch, info.n_ubatch, info.n_seq_max
         self._is_recurrent = bool(info.is_recurrent)
         self._can_generate = bool(info.has_memory) and not info.has_encoder
@@ -180,13 +184,19 @@ class Context:
     # the cache
 
     @contextmanager
-    def _memory(self, handle: int) -> Iterator[None]:
-        """The cache as a run finds it, holding the prefix or nothing, and the same again at the end."""
+    def _memory(self, handle: int, keep: bool = False) -> Iterator[None]:
+        """The cache as a run finds it, holding the prefix or nothing, and the same again at the end.
+
+        ``keep``: what went well stays there, until the next run.
+        """
         self._rewind(handle)
         try:
             yield
+        except BaseException:
+            keep = False
+            raise
         finally:
-            if self._handle:
+            if self._handle and not keep:
                 self._rewind(handle)
 
     def _rewind(self, handle: int) -> None:
@@ -212,13 +222,14 @@ class Context:
 
     @contextmanager
     def _session(
-        self, program: Program, stop: Key | None = None, start: tuple[Key, np.ndarray] | None = None
-    ) -> Iterator[int]:
-        """The program installed and the cache holding the prefix only; both as before at the end."""
+        self, program: Program, stop: Key | None = None, start: tuple[Key, np.ndarray] | None = None,
+        keep: bool = False,
+    ) -> Iterator[int]:  # fmt: skip
+        """The program installed and the cache holding the prefix only; both as before at the end, if not ``keep``."""
         with self._locked() as handle:
             if program.offset != self.n_prefix:
                 raise RunError("The prefix was changed while this run waited for another one. Run it again.")
-            with self._memory(handle):
+            with self._memory(handle, keep):
                 callbacks = program.install(self._lib, handle)
                 if self._graph_functions:
                     callbacks += (program.show_graphs(self._lib, handle, self._graph_functions),)

@@ -91,6 +91,9 @@ def check_the_llama_goes_on_as_if_nobody_had_looked(path: str) -> None:
                 break
             with model.prefix(MORE):
                 model.run(TOKENS)
+            metric = interp.logit_diff(MORE[0], TOKENS[0])
+            sweep = interp.patch_sweep(model, TOKENS, TOKENS[:-1] + MORE[:1], metric=metric, layers=[0, 2])
+            assert sweep.complete and np.isfinite(sweep.values).all()
 
         for between in (lambda: None, look):
             same(conversation(llm, between), expected, flash)

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import pytest
 from PIL import Image
 
 import interp
 import models
-from interp import serial
+from interp.cells import Plain
 from test_plot import page
 
 PROMPT = "When Mary and John went to the store, John gave a drink to"
 OTHER = "The Eiffel Tower is located in the city of Paris"
 METRIC = interp.logit_diff(" Mary", " John")
+
+#: one run for each cell; the batched method has tests of its own
+ablation_sweep = functools.partial(interp.ablation_sweep, method="serial")
+knockout_sweep = functools.partial(interp.knockout_sweep, method="serial")
 
 
 def value(model, edits) -> float:
@@ -28,7 +34,7 @@ def test_every_ablation_is_a_run_of_its_own_bit_for_bit(arch):
     with interp.Model(models.tiny(arch), n_ctx=256, n_threads=1) as model:
         other = model.run(OTHER, capture=("z", "mlp_out", "attn_out"))
         for mode, mean in (("zero", None), ("mean", other)):
-            sweep = interp.ablation_sweep(model, PROMPT, METRIC, mode=mode, mean=mean)
+            sweep = ablation_sweep(model, PROMPT, METRIC, mode=mode, mean=mean)
             expected = [
                 [value(model, interp.ablate([(layer, head)], mode=mode, mean=mean)) for head in range(model.n_head)]
                 for layer in range(model.n_layer)
@@ -37,7 +43,7 @@ def test_every_ablation_is_a_run_of_its_own_bit_for_bit(arch):
             # an edit has the last layer compute every row, so that its last bits are those of a run with another edit
             assert sweep.baseline == value(model, interp.scale("z", 1.0)) and sweep.complete
             for site in ("mlp_out", "attn_out"):
-                sweep = interp.ablation_sweep(model, PROMPT, METRIC, site, mode, mean)
+                sweep = ablation_sweep(model, PROMPT, METRIC, site, mode, mean)
                 expected = [
                     value(model, interp.ablate(site=site, layers=layer, mode=mode, mean=mean))
                     for layer in range(model.n_layer)
@@ -50,10 +56,10 @@ def test_every_ablation_is_a_run_of_its_own_bit_for_bit(arch):
 
 
 def test_runs_start_at_the_ablated_layer_and_whole_runs_give_the_same(tiny, monkeypatch):
-    quick = interp.ablation_sweep(tiny, PROMPT, METRIC, layers=[-1, 1])
+    quick = ablation_sweep(tiny, PROMPT, METRIC, layers=[-1, 1])
     assert quick.layers == [1, 3] and quick.values.shape == (2, 4)
-    monkeypatch.setattr(serial, "can_start", lambda *_: False)
-    assert np.array_equal(interp.ablation_sweep(tiny, PROMPT, METRIC, layers=[1, 3]).values, quick.values)
+    monkeypatch.setattr(Plain, "can_start", False)
+    assert np.array_equal(ablation_sweep(tiny, PROMPT, METRIC, layers=[1, 3]).values, quick.values)
 
 
 def test_whole_layers_are_ablated_with_means_of_their_shape(tiny, rng):
@@ -80,7 +86,7 @@ def test_whole_layers_are_ablated_with_means_of_their_shape(tiny, rng):
 )
 def test_what_cannot_be_ablated_is_said(tiny, given, error, says):
     with pytest.raises(error, match=says):
-        interp.ablation_sweep(tiny, **{"prompt": PROMPT, "metric": METRIC, **given})
+        ablation_sweep(tiny, **{"prompt": PROMPT, "metric": METRIC, **given})
 
 
 # knockout
@@ -90,7 +96,7 @@ def test_what_cannot_be_ablated_is_said(tiny, given, error, says):
 def test_every_knockout_is_a_run_of_its_own_bit_for_bit(arch):
     with interp.Model(models.tiny(arch), n_ctx=256, n_threads=1) as model:
         keys = {"name": [1, 3], "last but one": -2}
-        sweep = interp.knockout_sweep(model, PROMPT, METRIC, queries=[-1, 12], keys=keys, window=3)
+        sweep = knockout_sweep(model, PROMPT, METRIC, queries=[-1, 12], keys=keys, window=3)
         assert sweep.keys == {"name": [1, 3], "last but one": [12]} and sweep.queries == [12, 13]
         windows = [[0, 1], [0, 1, 2], [1, 2, 3], [2, 3]]
         expected = [[value(model, interp.knockout(w, [12, 13], k)) for w in windows] for k in ([1, 3], [12])]
@@ -100,10 +106,10 @@ def test_every_knockout_is_a_run_of_its_own_bit_for_bit(arch):
 
 
 def test_a_window_of_an_even_number_and_a_list_of_keys(tiny):
-    sweep = interp.knockout_sweep(tiny, PROMPT, METRIC, -1, [1, 2], window=2, layers=[1, -1])
+    sweep = knockout_sweep(tiny, PROMPT, METRIC, -1, [1, 2], window=2, layers=[1, -1])
     expected = [value(tiny, interp.knockout(w, -1, [1, 2])) for w in ([0, 1], [2, 3])]
     assert sweep.values.tolist() == [expected] and sweep.layers == [1, 3]
-    whole = interp.knockout_sweep(tiny, PROMPT, METRIC, -1, [1, 2], window=100)
+    whole = knockout_sweep(tiny, PROMPT, METRIC, -1, [1, 2], window=100)
     assert np.all(whole.values == whole.values[0, 0])
 
 
@@ -121,7 +127,7 @@ def test_a_window_of_an_even_number_and_a_list_of_keys(tiny):
 )
 def test_what_cannot_be_knocked_out_is_said(tiny, given, error, says):
     with pytest.raises(error, match=says):
-        interp.knockout_sweep(tiny, PROMPT, METRIC, **{"queries": -1, "keys": [1], **given})
+        knockout_sweep(tiny, PROMPT, METRIC, **{"queries": -1, "keys": [1], **given})
 
 
 # what comes back
@@ -130,9 +136,9 @@ def test_what_cannot_be_knocked_out_is_said(tiny, given, error, says):
 @pytest.fixture(scope="module")
 def made(tiny) -> dict[str, interp.AblationSweep | interp.KnockoutSweep]:
     return {
-        "heads": interp.ablation_sweep(tiny, PROMPT, METRIC),
-        "layers": interp.ablation_sweep(tiny, PROMPT, METRIC, "mlp_out"),
-        "knockout": interp.knockout_sweep(tiny, PROMPT, METRIC, -1, {"Mary": 1, "John": [3, 9]}, window=1),
+        "heads": ablation_sweep(tiny, PROMPT, METRIC),
+        "layers": ablation_sweep(tiny, PROMPT, METRIC, "mlp_out"),
+        "knockout": knockout_sweep(tiny, PROMPT, METRIC, -1, {"Mary": 1, "John": [3, 9]}, window=1),
     }
 
 
@@ -166,12 +172,12 @@ def test_ctrl_c_returns_the_finished_part_and_the_model_works(tiny, made, tmp_pa
             raise KeyboardInterrupt
         return METRIC(run)
 
-    part = interp.ablation_sweep(tiny, PROMPT, interrupted, progress=False)
+    part = ablation_sweep(tiny, PROMPT, interrupted, progress=False)
     done = ~np.isnan(part.values)
     assert not part.complete and done.sum() == 6 and np.array_equal(part.values[done], made["heads"].values[done])
     part.plot(tmp_path / "part.png")
     calls.clear()
-    part = interp.knockout_sweep(tiny, PROMPT, interrupted, -1, {"Mary": 1, "John": [3, 9]}, window=1)
+    part = knockout_sweep(tiny, PROMPT, interrupted, -1, {"Mary": 1, "John": [3, 9]}, window=1)
     done = ~np.isnan(part.values)
     assert not part.complete and np.array_equal(part.values[done], made["knockout"].values[done])
     assert "interrupted" in repr(part)

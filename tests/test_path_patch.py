@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import pytest
 from PIL import Image
 
 import interp
 import models
-from interp import serial
+from interp.cells import Plain
 
 CLEAN = "When Mary and John went to the store, John gave a drink to"
 CORRUPTED = "When Mary and John went to the store, Mary gave a drink to"
 METRIC = interp.logit_diff(" Mary", " John")
+
+#: one run for each cell; the batched method has tests of its own
+path_patch = functools.partial(interp.path_patch, method="serial")
 
 N_HEAD, N_KV, D = 4, 2, 16
 
@@ -108,7 +113,7 @@ def llama(tiny) -> Llama:
 def test_paths_are_those_of_the_definition(tiny, llama, receivers, direction, freeze_mlp):
     clean, corrupted = tiny.tokens(CLEAN), tiny.tokens(CORRUPTED)
     assert llama.run(clean) == pytest.approx(METRIC(tiny.run(CLEAN)), abs=1e-4), "the model of numpy is the model"
-    made = interp.path_patch(tiny, CLEAN, CORRUPTED, [(0, 1), (1, 3)], receivers, METRIC, freeze_mlp, direction)
+    made = path_patch(tiny, CLEAN, CORRUPTED, [(0, 1), (1, 3)], receivers, METRIC, freeze_mlp, direction)
     source, base = (clean, corrupted) if direction == "denoise" else (corrupted, clean)
     for sender in ((0, 1), (1, 3)):
         wanted = llama.path_patched(source, base, sender, receivers, freeze_mlp)
@@ -122,7 +127,7 @@ def test_paths_are_those_of_the_definition(tiny, llama, receivers, direction, fr
 def test_to_the_logits_with_all_else_held_the_stream_moves_by_what_the_head_adds(arch):
     with interp.Model(models.tiny(arch), n_ctx=256, kv_type="f32", flash_attn=False, n_threads=1) as model:
         clean, corrupted = (model.run(prompt, capture=("z", "l_out")) for prompt in (CLEAN, CORRUPTED))
-        made = interp.path_patch(model, CLEAN, CORRUPTED, metric=METRIC, freeze_mlp=True)
+        made = path_patch(model, CLEAN, CORRUPTED, metric=METRIC, freeze_mlp=True)
         assert made.values.shape == (model.n_layer, 4) and made.receivers is None
         a, b = (model.tokens(" " + name)[-1] for name in ("Mary", "John"))
         for layer in range(model.n_layer):
@@ -139,16 +144,16 @@ def test_to_the_logits_with_all_else_held_the_stream_moves_by_what_the_head_adds
 
 def test_runs_that_start_in_the_middle_and_whole_runs_give_the_same(tiny, monkeypatch):
     arguments = (tiny, CLEAN, CORRUPTED, (1, 2), (3, 0, "q"), METRIC)
-    quick = interp.path_patch(*arguments)
+    quick = path_patch(*arguments)
     assert quick.value == quick.values[0, 0] and (quick.layers, quick.heads) == ([1], [2])
-    monkeypatch.setattr(serial, "can_start", lambda *_: False)
-    assert interp.path_patch(*arguments).value == quick.value
+    monkeypatch.setattr(Plain, "can_start", False)
+    assert path_patch(*arguments).value == quick.value
 
 
 def test_every_head_below_the_receivers_sends_by_default(tiny):
-    made = interp.path_patch(tiny, CLEAN, CORRUPTED, receivers=(-2, -1, "q"), metric=METRIC)
+    made = path_patch(tiny, CLEAN, CORRUPTED, receivers=(-2, -1, "q"), metric=METRIC)
     assert made.receivers == [(2, 3, "q")] and made.layers == [0, 1] and not np.isnan(made.values).any()
-    one = interp.path_patch(tiny, CLEAN, CORRUPTED, (1, -1), (2, 3, "q"), METRIC)
+    one = path_patch(tiny, CLEAN, CORRUPTED, (1, -1), (2, 3, "q"), METRIC)
     assert one.value == made.values[1, 3]
 
 
@@ -173,11 +178,11 @@ def test_every_head_below_the_receivers_sends_by_default(tiny):
 def test_what_cannot_be_patched_is_said(tiny, given, error, says):
     arguments = {"clean": CLEAN, "corrupted": CORRUPTED, "sender": (0, 1), "receivers": (2, 3, "q"), "metric": METRIC}
     with pytest.raises(error, match=says):
-        interp.path_patch(tiny, **{**arguments, **given})
+        path_patch(tiny, **{**arguments, **given})
 
 
 def test_ctrl_c_returns_the_finished_part_and_results_are_drawn_and_saved(tiny, tmp_path, capsys):
-    whole = interp.path_patch(tiny, CLEAN, CORRUPTED, None, [(2, 3, "q"), (2, 1, "v")], METRIC)
+    whole = path_patch(tiny, CLEAN, CORRUPTED, None, [(2, 3, "q"), (2, 1, "v")], METRIC)
     calls = []
 
     def interrupted(run):
@@ -186,7 +191,7 @@ def test_ctrl_c_returns_the_finished_part_and_results_are_drawn_and_saved(tiny, 
             raise KeyboardInterrupt
         return METRIC(run)
 
-    part = interp.path_patch(tiny, CLEAN, CORRUPTED, None, whole.receivers, interrupted, progress=False)
+    part = path_patch(tiny, CLEAN, CORRUPTED, None, whole.receivers, interrupted, progress=False)
     done = ~np.isnan(part.values)
     assert not part.complete and done.sum() == 3 and np.array_equal(part.values[done], whole.values[done])
     whole.print(2)
