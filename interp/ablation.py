@@ -72,7 +72,7 @@ def ablation_sweep(
             model=model.name, layers=list(plan.sites), complete=False, site=site, mode=mode, heads=heads,
             tokens=tokens, pieces=model.pieces(tokens), baseline=measured(metric, plain.run, "the plain prompt"),
         )
-        runs = run_cells(plain, list(_ablated(plan, plain, heads is not None, mean if mode == "mean" else None)), method)
+        runs = run_cells(plain, list(_ablated(plan, plain, heads is not None, mean if mode == "mean" else None)), method, metric)
         with contextlib.closing(runs):
             values = ((cell.index, measured(metric, run, cell.where)) for cell, run in runs)
             found.fill(values, progress, f"ablating {site}")
@@ -200,7 +200,7 @@ def knockout_sweep(
             pieces=model.pieces(tokens), baseline=measured(metric, plain.run, "the plain prompt"),
         )
         cells = list(_cuts(windows, sets, queries))
-        runs = run_cells(plain, [cell for cell in cells if cell.changes], method)
+        runs = run_cells(plain, [cell for cell in cells if cell.changes], method, metric)
 
         def values() -> Iterator[tuple[tuple[int, ...], float]]:
             # a hybrid model may have no attention there

@@ -18,6 +18,7 @@ from .cells import Cell, Edges, Plain, Rows, residual, serial
 from .edits import CUT, Change, Edit
 from .errors import RunError
 from .graph import Tensor
+from .metrics import LogitDiff
 from .program import Batch, Program
 from .run import Run
 from .sites import Key, at
@@ -28,16 +29,21 @@ from .trace import Place
 _TOKENS_PER_BYTE = 3.0
 
 
-def run_cells(plain: Plain, cells: Sequence[Cell], method: str | None = None) -> Iterator[tuple[Cell, Run]]:
+def run_cells(
+    plain: Plain, cells: Sequence[Cell], method: str | None = None, metric=None
+) -> Iterator[tuple[Cell, Run]]:
     """Runs the cells of a sweep, in an order of its own.
 
     Args:
         method: as in :func:`chosen_method`.
+        metric: what the runs are for; if it says which logits it reads, the batched method computes only those.
 
     Yields:
         each cell and its run, with the logits of the last position.
     """
-    return (batched if chosen_method(plain, cells, method) == "batched" else serial)(plain, cells)
+    if chosen_method(plain, cells, method) == "serial":
+        return serial(plain, cells)
+    return batched(plain, cells, metric)
 
 
 def check_method(method: str | None) -> None:
@@ -85,15 +91,26 @@ def _room(plain: Plain) -> int:
     return min(plain.model._n_batch, plain.model.n_ctx - len(plain.tokens))
 
 
-def batched(plain: Plain, cells: Sequence[Cell]) -> Iterator[tuple[Cell, Run]]:
-    for group in partition(plain, cells):
+def batched(plain: Plain, cells: Sequence[Cell], metric=None) -> Iterator[tuple[Cell, Run]]:
+    ids = metric.tokens(plain.run) if isinstance(metric, LogitDiff) else None
+    for group in partition(plain, cells, whole_head=ids is None):
         # between two decodes the model is free: a metric may use it
-        logits, _ = run_group(plain, group)
-        for k, cell in enumerate(group):
-            yield cell, Run(plain.tokens, plain.run.pieces, logits[k : k + 1], {}, {}, plain.model, plain.run.info)
+        rows, _ = run_group(plain, group, ids=ids)
+        for cell, row in zip(group, rows):
+            logits = _of_vocabulary(row, ids, plain.model.n_vocab)[None]
+            yield cell, Run(plain.tokens, plain.run.pieces, logits, {}, {}, plain.model, plain.run.info)
 
 
-def partition(plain: Plain, cells: Sequence[Cell]) -> list[list[Cell]]:
+def _of_vocabulary(row: np.ndarray, ids: list[int] | None, n_vocab: int) -> np.ndarray:
+    """Logits in their places; NaN for those that were not computed."""
+    if len(row) == n_vocab:
+        return row
+    whole = np.full(n_vocab, np.nan, np.float32)
+    whole[ids] = row
+    return whole
+
+
+def partition(plain: Plain, cells: Sequence[Cell], whole_head: bool = True) -> list[list[Cell]]:
     """Cells in groups, each of them one decode; the lowest layers first.
 
     A decode computes all of its sequences from the lowest of their layers on, so cells of several layers together cost
@@ -108,7 +125,7 @@ def partition(plain: Plain, cells: Sequence[Cell]) -> list[list[Cell]]:
     reading = _TOKENS_PER_BYTE * model._n_bytes / max(model.n_params, 1)
     computed = {cell.layer: model.n_layer - plain.start(cell.layer) for cell in cells}
     head = model.n_vocab * model.n_embd
-    head = head * model.n_layer / max(model.n_params - head, 1)  # in layers
+    head = head * model.n_layer / max(model.n_params - head, 1) if whole_head else 0.0  # in layers
     best, begin = [0.0], [0]
     for end in range(1, len(cells) + 1):
         least, at_least, used = np.inf, end - 1, 0
@@ -129,16 +146,17 @@ def partition(plain: Plain, cells: Sequence[Cell]) -> list[list[Cell]]:
 
 
 def run_group(
-    plain: Plain, group: Sequence[Cell], capture=(), last_layer: int | None = None
+    plain: Plain, group: Sequence[Cell], capture=(), last_layer: int | None = None, ids: list[int] | None = None
 ) -> tuple[np.ndarray | None, list[dict[Key, np.ndarray]]]:
     """One decode.
 
     Args:
         capture: sites to read.
         last_layer: None: all; otherwise the last that is computed, and there are no logits.
+        ids: tokens whose logits suffice.
 
     Returns:
-        The last logits of each cell, ``(n_cells, n_vocab)``; and what was captured of each, of its own positions.
+        The last logits of each cell, ``(n_cells, n_vocab)``, or ``(n_cells, n_ids)`` where the head allows that; and what was captured of each, of its own positions.
     """
     model = plain.model
     lib, start = model._lib, plain.start(min(cell.layer for cell in group))
@@ -147,11 +165,14 @@ def run_group(
     with plain.filled() as handle:
         callbacks = program.install(lib, handle)
         try:
+            lib.pack_queries(handle)
             if start:
                 _set_start(plain, handle, group, given, start)
             if last_layer is not None:
                 stop = model._residual(last_layer)
                 lib.stop_set(handle, stop.name.encode(), stop.layer, stop.occurrence)
+            elif ids is not None:
+                lib.logits_set_ids(handle, (ct.c_int32 * len(ids))(*ids), len(ids))
             for sequence, cell in enumerate(group, 1):
                 if cell.first:
                     lib.memory_seq_cp(handle, 0, sequence, 0, cell.first)

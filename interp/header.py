@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes as ct
 from ctypes import POINTER, c_char, c_char_p, c_float, c_int8, c_int32, c_int64, c_size_t, c_uint32, c_uint64, c_void_p
 
-VERSION = 3
+VERSION = 4
 
 GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_Q8_0, GGML_TYPE_I32 = 0, 1, 8, 26
 
@@ -232,6 +232,10 @@ PROTOTYPES = {
     "start_set": (c_int32, [c_void_p, c_char_p, c_int32, c_int32, _FLOATS, _INTS, _INTS, c_int32]),
     # int32_t llama_interp_logits_set(.., const struct llama_interp_range * ranges, int32_t n_ranges)
     "logits_set": (c_int32, [c_void_p, POINTER(Range), c_int32]),
+    # int32_t llama_interp_logits_set_ids(.., const int32_t * ids, int32_t n_ids)
+    "logits_set_ids": (c_int32, [c_void_p, _INTS, c_int32]),
+    # void llama_interp_pack_queries(struct llama_interp *)
+    "pack_queries": (None, [c_void_p]),
     # int32_t llama_interp_stop_set(.., const char * name, int32_t il, int32_t occurrence)
     "stop_set": (c_int32, [c_void_p, c_char_p, c_int32, c_int32]),
     # int32_t llama_interp_decode(.., const struct llama_interp_batch * batch)
@@ -240,6 +244,8 @@ PROTOTYPES = {
     "logits_count": (c_int32, [c_void_p]),
     # int32_t llama_interp_logits_read(.., float * dst, int32_t first, int32_t n_rows)
     "logits_read": (c_int32, [c_void_p, c_void_p, c_int32, c_int32]),
+    # int32_t llama_interp_logits_width(const struct llama_interp *)
+    "logits_width": (c_int32, [c_void_p]),
     # void llama_interp_memory_clear(struct llama_interp *)
     "memory_clear": (None, [c_void_p]),
     # int32_t llama_interp_memory_seq_rm(.., int32_t seq, int32_t p0, int32_t p1)

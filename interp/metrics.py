@@ -65,11 +65,16 @@ class LogitDiff:
     def name(self) -> str:
         return f"logit difference {_shown(self.a)} − {_shown(self.b)}"
 
-    def __call__(self, run: Run) -> float:
-        logits = _last(run)
+    def tokens(self, run: Run) -> list[int]:
+        """The only tokens whose logits it reads: a sweep need not compute the others."""
         a, b = (_token(run, piece) for piece in (self.a, self.b))
         if a == b:
             raise RunError(f"logit_diff({self.a!r}, {self.b!r}) compares token {a} with itself; give two tokens")
+        return [a, b]
+
+    def __call__(self, run: Run) -> float:
+        logits = _last(run)
+        a, b = self.tokens(run)
         return float(np.float64(logits[a]) - np.float64(logits[b]))
 
 

@@ -88,7 +88,7 @@ def path_patch(
         )
         paths = _Paths(plain, source, plan.sites, taken, frozen)
         cells = [paths.sent(*pair, (layers.index(pair[0]), heads.index(pair[1]))) for pair in senders]
-        runs = paths.runs(cells, chosen_method(plain, cells, method))
+        runs = paths.runs(cells, chosen_method(plain, cells, method), metric)
         with contextlib.closing(runs):
             values = ((cell.index, measured(metric, run, cell.where)) for cell, run in runs)
             found.fill(values, progress, "patching paths", len(senders))
@@ -117,17 +117,18 @@ class _Paths:
                 changes.append(Rows(at(site, layers=later), tensor, self._plain.run[site, later], everywhere))
         return Cell(index, f"sender layer {layer}, head {head}", layer, self._first, tuple(changes))
 
-    def runs(self, cells: list[Cell], method: str) -> Iterator[tuple[Cell, Run]]:
+    def runs(self, cells: list[Cell], method: str, metric) -> Iterator[tuple[Cell, Run]]:
         """The runs whose metric is that of the paths."""
         if self._receivers is None:
-            yield from run_cells(self._plain, cells, method)
+            yield from run_cells(self._plain, cells, method, metric)
         elif method == "serial":
-            for cell, run in serial(self._plain, cells, self._capture(cells)):
+            for cell in cells:
+                ((_, run),) = serial(self._plain, [cell], self._capture([cell]))
                 yield from serial(self._plain, [self._taken_in(cell, run._arrays)])
         else:
             for group in partition(self._plain, cells):
                 captured = run_group(self._plain, group, self._capture(group), self._end)[1]
-                yield from batched(self._plain, [self._taken_in(*pair) for pair in zip(group, captured)])
+                yield from batched(self._plain, [self._taken_in(*pair) for pair in zip(group, captured)], metric)
 
     def _reached(self, layer: int) -> dict[tuple[str, int], list[int]]:
         """The heads of each site that take in what a layer sends."""

@@ -285,8 +285,8 @@ class Context:
         return reason
 
     def _logits(self, handle: int, rows: int) -> np.ndarray:
-        """The last rows of logits of the last decode."""
-        out = np.empty((rows, self.n_vocab), np.float32)
+        """The last rows of logits of the last decode: of the vocabulary, or of the tokens that were chosen."""
+        out = np.empty((rows, self._lib.logits_width(handle)), np.float32)
         self._read_logits(handle, out.ctypes.data, rows)
         return out
 

@@ -86,7 +86,7 @@ def patch_sweep(
         )
         every = list(_cells(plan, plain, source))
         cells = list(_pruned(plan, plain, source, every)) if prune else every
-        runs = run_cells(plain, cells, method)
+        runs = run_cells(plain, cells, method, metric)
 
         def values() -> Iterator[tuple[tuple[int, ...], float]]:
             run_alone = {cell.index for cell in cells}

@@ -65,6 +65,31 @@ def test_every_head_on_every_architecture(each):
         assert np.allclose(many.values, serial.values, atol=bound(each)), site
 
 
+def test_the_logits_that_a_metric_reads_are_computed_alone(each, monkeypatch):
+    widths = []
+    real = batched.run_group
+
+    def counted(*args, **options):
+        found = real(*args, **options)
+        widths.append(found[0].shape[1])
+        return found
+
+    monkeypatch.setattr(batched, "run_group", counted)
+    few = interp.patch_sweep(each, CLEAN, CORRUPTED, "attn_out", METRIC, method="batched")
+    assert set(widths) == {2}
+    all_ = interp.patch_sweep(each, CLEAN, CORRUPTED, "attn_out", lambda run: METRIC(run), method="batched")
+    assert widths[-1] == each.n_vocab
+    assert np.allclose(few.values, all_.values, atol=2e-5, rtol=2e-5)
+
+
+def test_the_logits_of_a_quantised_head_are_computed_alone_too(model):
+    few, all_ = (
+        interp.patch_sweep(model, CLEAN, CORRUPTED, "l_out", metric, layers=[5, 24], method="batched")
+        for metric in (METRIC, lambda run: METRIC(run))
+    )
+    assert np.allclose(few.values, all_.values, atol=1e-4)
+
+
 def test_ablations_and_knockouts_on_every_architecture(each):
     other = each.run("The Eiffel Tower is located in the city of Paris", capture=("z", "mlp_out"))
     for site, mode in (("z", "zero"), ("z", "mean"), ("mlp_out", "mean"), ("attn_out", "zero")):
@@ -80,7 +105,7 @@ def test_ablations_and_knockouts_on_every_architecture(each):
     assert np.abs(serial.effects).max() > 1e-3
 
 
-@pytest.mark.parametrize("receivers", ["logits", [(2, 1, "q"), (1, 0, "k"), (2, 0, "v")]])
+@pytest.mark.parametrize("receivers", ["logits", [(-1, 1, "q"), (1, 0, "k"), (-1, 0, "v")]])
 @pytest.mark.parametrize("freeze_mlp", [False, True])
 def test_paths_on_every_architecture(each, receivers, freeze_mlp):
     many, serial = (
@@ -138,9 +163,9 @@ def test_more_cells_than_fit_are_run_in_groups(tiny, monkeypatch):
     counts = []
     real = batched.run_group
 
-    def counted(plain, group, *args):
+    def counted(plain, group, **options):
         counts.append(len(group))
-        return real(plain, group, *args)
+        return real(plain, group, **options)
 
     monkeypatch.setattr(batched, "run_group", counted)
     monkeypatch.setattr(tiny, "_n_seq_max", 4)

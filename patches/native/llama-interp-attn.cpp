@@ -6,6 +6,8 @@
 #include "llama-cparams.h"
 #include "llama-hparams.h"
 
+#include <cstring>
+
 // what the model does to the raw product of q and k before scale and mask
 static ggml_tensor * build_cap(const llm_graph_context & gctx, ggml_tensor * kq, ggml_tensor * kq_b) {
     auto * ctx0 = gctx.ctx0;
@@ -249,9 +251,29 @@ bool llama_interp_attn_eager(const llm_graph_context & gctx, int il) {
     return interp->edits_at(LLAMA_INTERP_ATTN_SCORES, il) || interp->edits_at(LLAMA_INTERP_ATTN_LOGITS, il);
 }
 
+// the product of keys and packed queries: the CPU's kernel for blocks refuses queries that are a view
+static void pack_queries(const llm_graph_context & gctx, ggml_tensor *& kq) {
+    auto * interp = gctx.cparams.interp;
+    if (kq->op != GGML_OP_MUL_MAT || ggml_is_contiguous(kq->src[1]) || !llama_interp_build_room(interp, 2)) {
+        return;
+    }
+    llama_interp_build_scope scope(*interp->build);
+
+    ggml_tensor * packed = ggml_mul_mat(gctx.ctx0, kq->src[0], ggml_cont(gctx.ctx0, kq->src[1]));
+    memcpy(packed->op_params, kq->op_params, sizeof(packed->op_params));
+
+    kq = packed;
+}
+
 void llama_interp_attn_logits(const llm_graph_context & gctx, ggml_tensor *& kq, ggml_tensor *& kq_mask, float & kq_scale, int il) {
     auto * interp = gctx.cparams.interp;
-    if (!interp || !interp->build || interp->scanning || interp->failed || !interp->edits_at(LLAMA_INTERP_ATTN_LOGITS, il)) {
+    if (!interp || !interp->build || interp->scanning || interp->failed) {
+        return;
+    }
+    if (interp->pack_queries) {
+        pack_queries(gctx, kq);
+    }
+    if (!interp->edits_at(LLAMA_INTERP_ATTN_LOGITS, il)) {
         return;
     }
     const bool alibi = gctx.hparams.f_max_alibi_bias > 0.0f;

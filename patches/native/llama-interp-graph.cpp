@@ -151,7 +151,7 @@ void llama_interp_graph_begin(const llm_graph_context & gctx) {
         return;
     }
 
-    const bool planned = !interp->captures.empty() || !interp->edits.empty() || interp->start || interp->stop || interp->choose_logits;
+    const bool planned = !interp->captures.empty() || !interp->edits.empty() || interp->start || interp->stop || interp->takes_logits() || interp->pack_queries;
     if (!interp->scanning && (planned || interp->planned)) {
         forget_plan(gctx.sched);
     }
@@ -295,7 +295,7 @@ static void apply_start(llama_interp * interp, ggml_tensor *& cur) {
     interp->inputs.push_back(std::move(input));
 }
 
-static void apply_stop(llama_interp * interp, ggml_tensor * cur) {
+void llama_interp_graph_stop(llama_interp * interp, ggml_tensor * cur) {
     auto & build = *interp->build;
 
     ggml_build_forward_expand(build.gctx.gf, cur);
@@ -306,28 +306,6 @@ static void apply_stop(llama_interp * interp, ggml_tensor * cur) {
     }
 
     build.stopped = cur;
-}
-
-// after the last norm: only the rows whose logits are wanted go on to the head
-static void apply_logits(llama_interp * interp, ggml_tensor *& cur) {
-    auto & build = *interp->build;
-
-    if (cur->ne[1] != build.gctx.n_tokens || ggml_nrows(cur) != cur->ne[1]) {
-        interp->fail("logits can be chosen only where all tokens are outputs");
-        return;
-    }
-    if (!llama_interp_build_room(interp, 2)) {
-        return;
-    }
-
-    llama_interp_build_scope scope(build);
-
-    ggml_tensor * ids = llama_interp_build_row_ids(interp, interp->logits_ranges, false);
-    if (!ids) {
-        apply_stop(interp, cur);
-        return;
-    }
-    cur = ggml_get_rows(build.gctx.ctx0, cur, ids);
 }
 
 static void scan_add(llama_interp * interp, const ggml_tensor * cur, const char * name, int il, int occurrence) {
@@ -387,12 +365,15 @@ void llama_interp_graph_tensor(const llm_graph_context & gctx, ggml_tensor *& cu
 
     if (!interp->failed && interp->stop && interp->stop->is(name, il, occurrence)) {
         interp->stop->hit = true;
-        apply_stop(interp, cur);
+        llama_interp_graph_stop(interp, cur);
     }
 
     // the last norm: by now every architecture has chosen the rows of outputs, some only after the last layer
     if (!interp->failed && interp->choose_logits && !build.stopped && il == -1 && strcmp(name, "result_norm") == 0) {
-        apply_logits(interp, cur);
+        llama_interp_head_rows(interp, cur);
+    }
+    if (!interp->failed && !interp->logits_ids.empty() && !build.stopped && il == -1 && strcmp(name, "result_output") == 0) {
+        llama_interp_head_ids(interp, cur);
     }
 }
 
@@ -526,8 +507,8 @@ bool llama_interp_graph_end(const llm_graph_context & gctx) {
         expand_inputs(build);
         check_targets(interp);
         check_direct (interp);
-        if (interp->choose_logits) {
-            // llama_decode would read as many rows as there are outputs
+        if (interp->takes_logits()) {
+            // llama_decode would read as many rows as there are outputs, and all of the vocabulary
             interp->t_logits     = gctx.res->t_logits;
             gctx.res->t_logits   = nullptr;
             gctx.res->t_embd     = nullptr;
@@ -552,6 +533,7 @@ void llama_interp_graph_done(llama_context & lctx, const llm_graph_result & res,
 
     if (interp->t_logits) {
         const size_t n_old = interp->logits.size();
+        interp->n_logits = (int32_t) interp->t_logits->ne[0];
         interp->logits.resize(n_old + ggml_nelements(interp->t_logits));
         ggml_backend_tensor_get(interp->t_logits, interp->logits.data() + n_old, 0, ggml_nbytes(interp->t_logits));
     }
@@ -566,5 +548,5 @@ bool llama_interp_outputs_have_logits(const llama_cparams & cparams) {
     if (!interp || !interp->decoding || !interp->model) {
         return true; // of an attached context somebody else may ask for them
     }
-    return !interp->choose_logits && !interp->stop;
+    return !interp->takes_logits() && !interp->stop;
 }

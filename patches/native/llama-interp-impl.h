@@ -246,10 +246,17 @@ struct llama_interp {
 
     std::unique_ptr<llama_interp_target> stop;
 
+    bool pack_queries = false; // llama_interp_pack_queries
+
     bool                            choose_logits = false; // llama_interp_logits_set
     std::vector<llama_interp_range> logits_ranges;
+    std::vector<int32_t>            logits_ids;            // llama_interp_logits_set_ids; empty: all
     ggml_tensor *                   t_logits = nullptr;    // in the current graph
     std::vector<float>              logits;                // of the last decode
+    int32_t                         n_logits = 0;          // in a row of them
+
+    // whether logits are read here and not by llama_decode
+    bool takes_logits() const { return choose_logits || !logits_ids.empty(); }
 
     std::vector<llama_interp_const_buf> consts;
 
@@ -318,6 +325,15 @@ const llama_kv_cache * llama_interp_find_cache(const llama_interp * interp, int3
 //
 // pieces of the hook
 //
+
+// end the graph with this tensor
+void llama_interp_graph_stop(llama_interp * interp, ggml_tensor * cur);
+
+// after the last norm: only the rows whose logits are wanted go on to the head
+void llama_interp_head_rows(llama_interp * interp, ggml_tensor *& cur);
+
+// only the logits that are wanted, where the head lets them be computed alone
+void llama_interp_head_ids(llama_interp * interp, ggml_tensor *& cur);
 
 void llama_interp_capture_build(llama_interp * interp, llama_interp_capture & capture, ggml_tensor * cur);
 

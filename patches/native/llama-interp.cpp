@@ -357,8 +357,10 @@ void llama_interp_program_clear(llama_interp * interp) {
     interp->stop    .reset();
     interp->start_data.clear();
 
+    interp->pack_queries  = false;
     interp->choose_logits = false;
     interp->logits_ranges.clear();
+    interp->logits_ids   .clear();
 
     interp->graph_fn = nullptr;
     interp->host_fn  = nullptr;
@@ -461,6 +463,23 @@ int32_t llama_interp_logits_set(llama_interp * interp, const llama_interp_range 
     interp->version++;
 
     return 0;
+}
+
+int32_t llama_interp_logits_set_ids(llama_interp * interp, const int32_t * ids, int32_t n_ids) {
+    const int32_t n_vocab = llama_vocab_n_tokens(llama_model_get_vocab(&interp->lctx->get_model()));
+    if (n_ids < 1 || std::any_of(ids, ids + n_ids, [&](int32_t id) { return id < 0 || id >= n_vocab; })) {
+        interp->error = "logits can be chosen of tokens of the vocabulary";
+        return -1;
+    }
+    interp->logits_ids.assign(ids, ids + n_ids);
+    interp->version++;
+
+    return 0;
+}
+
+void llama_interp_pack_queries(llama_interp * interp) {
+    interp->pack_queries = true;
+    interp->version++;
 }
 
 //
@@ -604,8 +623,8 @@ static int32_t decode_batch(llama_interp * interp, const llama_interp_batch & in
     const int32_t ret = llama_decode(interp->lctx, batch);
     interp->lctx->synchronize();
 
-    if (ret == 0 && interp->choose_logits) {
-        interp->n_outputs = (int32_t) (interp->logits.size()/llama_vocab_n_tokens(llama_model_get_vocab(&interp->lctx->get_model())));
+    if (ret == 0 && interp->takes_logits()) {
+        interp->n_outputs = interp->logits.empty() ? 0 : (int32_t) (interp->logits.size()/interp->n_logits);
     } else if (ret == 0 && !interp->stop) {
         interp->n_outputs = (int32_t) std::count_if(in.output, in.output + in.n_tokens, [](int8_t o) { return o != 0; });
     }
@@ -667,7 +686,7 @@ int32_t llama_interp_logits_count(const llama_interp * interp) {
 }
 
 int32_t llama_interp_logits_read(llama_interp * interp, float * dst, int32_t first, int32_t n_rows) {
-    const float * logits = interp->choose_logits ? interp->logits.data() : llama_get_logits(interp->lctx);
+    const float * logits = interp->takes_logits() ? interp->logits.data() : llama_get_logits(interp->lctx);
     if (first < 0) {
         first += interp->n_outputs;
     }
@@ -675,9 +694,14 @@ int32_t llama_interp_logits_read(llama_interp * interp, float * dst, int32_t fir
         interp->error = "the last decode left no such logits";
         return -1;
     }
-    const size_t n_vocab = llama_vocab_n_tokens(llama_model_get_vocab(&interp->lctx->get_model()));
-    memcpy(dst, logits + first*n_vocab, n_rows*n_vocab*sizeof(float));
+    const size_t n_row = llama_interp_logits_width(interp);
+    memcpy(dst, logits + first*n_row, n_rows*n_row*sizeof(float));
     return 0;
+}
+
+int32_t llama_interp_logits_width(const llama_interp * interp) {
+    return interp->takes_logits() && !interp->logits.empty() ?
+        interp->n_logits : llama_vocab_n_tokens(llama_model_get_vocab(&interp->lctx->get_model()));
 }
 
 void llama_interp_memory_clear(llama_interp * interp) {

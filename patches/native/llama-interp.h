@@ -16,7 +16,7 @@
 extern "C" {
 #endif
 
-#define LLAMA_INTERP_VERSION 3
+#define LLAMA_INTERP_VERSION 4
 
 struct llama_interp;
 
@@ -233,6 +233,14 @@ LLAMA_API int32_t llama_interp_start_set(
 // the batch has to ask for the outputs of all its tokens
 LLAMA_API int32_t llama_interp_logits_set(struct llama_interp * interp, const struct llama_interp_range * ranges, int32_t n_ranges);
 
+// logits only of these tokens of the vocabulary, in this order, multiplied alone
+// where the head is none that this knows (a repacked weight, another operation after it), all are computed as ever;
+// llama_interp_logits_width tells
+LLAMA_API int32_t llama_interp_logits_set_ids(struct llama_interp * interp, const int32_t * ids, int32_t n_ids);
+
+// without flash attention, copy the queries before they meet the keys: quicker on CPUs, rounded otherwise
+LLAMA_API void    llama_interp_pack_queries(struct llama_interp * interp);
+
 // end the graph with this tensor: no logits
 LLAMA_API int32_t llama_interp_stop_set(struct llama_interp * interp, const char * name, int32_t il, int32_t occurrence);
 
@@ -253,10 +261,11 @@ struct llama_interp_batch {
 // runs the batch with the program; 0 on success
 LLAMA_API int32_t llama_interp_decode(struct llama_interp * interp, const struct llama_interp_batch * batch);
 
-// logits of the last decode, one row of n_vocab for each output, in the order of the batch; n_rows of them from `first`,
+// logits of the last decode, one row for each output, of n_vocab or of the chosen tokens, in the order of the batch; n_rows of them from `first`,
 // which counts from the end where it is negative
 LLAMA_API int32_t llama_interp_logits_count(const struct llama_interp * interp);
 LLAMA_API int32_t llama_interp_logits_read(struct llama_interp * interp, float * dst, int32_t first, int32_t n_rows);
+LLAMA_API int32_t llama_interp_logits_width(const struct llama_interp * interp);
 
 LLAMA_API void    llama_interp_memory_clear (struct llama_interp * interp);
 LLAMA_API int32_t llama_interp_memory_seq_rm(struct llama_interp * interp, int32_t seq, int32_t p0, int32_t p1);
