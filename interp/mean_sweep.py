@@ -128,7 +128,7 @@ class MeanSweep(LayerGrid):
     def interval(
         self, level: float = _LEVEL, n_resamples: int = 2000, seed: int = 0, of: str = "effects"
     ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-        """Between which bounds the mean of each cell would lie for other prompts of this kind.
+        """Where the mean of each cell over all prompts of this kind lies, as far as these prompts tell.
 
         Method: the percentile bootstrap, Efron, "Bootstrap Methods: Another Look at the Jackknife" (1979): as many
         prompts are drawn from these, with replacement, and averaged; the bounds are quantiles of those means. The
@@ -168,13 +168,17 @@ class MeanSweep(LayerGrid):
     @property
     def count(self) -> str:
         """How many prompts, in words."""
-        n, noun = len(self.results), "pair" if hasattr(self.results[0], "clean") else "prompt"
+        n, noun = len(self.results), "pair" if self._has_pairs else "prompt"
         of = "" if n == self.n_given else f" of {self.n_given}"
         return f"mean of {n}{of} {noun}{'s' * (self.n_given > 1)}"
 
     @property
     def heads(self) -> list[int] | None:
         return getattr(self.results[0], "heads", None)
+
+    @property
+    def _has_pairs(self) -> bool:
+        return hasattr(self.results[0], "clean")
 
     @property
     def _is_map(self) -> bool:
@@ -204,7 +208,7 @@ class MeanSweep(LayerGrid):
 
     def _ends(self) -> str:
         """What values are compared with."""
-        if hasattr(self.results[0], "clean"):
+        if self._has_pairs:
             return f"clean {self.clean:.3f}, corrupted {self.corrupted:.3f}"
         return f"{self.baseline:.3f} without"
 
@@ -216,7 +220,7 @@ class MeanSweep(LayerGrid):
         mark = f"{how}: the 95 % interval over them{' excludes 0' if self._is_map else ''}"
         return [
             f"{self.count}: {self._ends()}" + (f"; {mark}" if len(self.results) > 1 else ""),
-            *(f"first {line}" for line in self.results[0]._lines(width - 6)),
+            *(f"first {line}" if self._has_pairs else f"first: {line}" for line in self.results[0]._lines(width - 7)),
         ]
 
     def _cell(self, *index: int) -> MeanCell:

@@ -33,7 +33,7 @@ def _labels(names: Sequence[str], positions: Sequence[int] | None) -> list[str]:
 def _dots(effects: np.ndarray, marked: np.ndarray, limit: float) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """Rows, columns and colours of the dots: light on dark cells and dark on light ones."""
     rows, columns = np.nonzero(marked)
-    return rows, columns, ["#ffffff" if abs(effects[at]) > 0.55 * limit else "#333333" for at in zip(rows, columns)]
+    return rows, columns, ["#ffffff" if abs(effects[at]) > 0.55 * limit else "#666666" for at in zip(rows, columns)]
 
 
 def sweep_png(
