@@ -247,7 +247,8 @@ class MeanSweep(LayerGrid):
             where += [str(cell.position), self._columns()[self.positions.index(cell.position)]]
         interval = "" if np.isnan(cell.low) else f"{cell.low:+.3f} … {cell.high:+.3f}"
         scale = [] if cell.normalized is None else [f"{cell.normalized:.2f}"]
-        return [*(text for text in where if text is not None), f"{cell.value:.3f}", f"{cell.effect:+.3f}", interval, *scale]
+        where = [text for text in where if text is not None]
+        return [*where, f"{cell.value:.3f}", f"{cell.effect:+.3f}", interval, *scale]
 
     def _hover(self, cell: MeanCell) -> str:
         where = [] if cell.keys is None else [f"keys {cell.keys}"]
@@ -345,8 +346,8 @@ def shared_positions(positions: Sequence[Sequence[int]], lengths: Sequence[int],
 def _unlike(i: int, lengths: Sequence[int], noun: str) -> RunError:
     return RunError(
         f"{noun} {i} has {lengths[i]} tokens and the first {lengths[0]}: position by position they cannot be averaged. "
-        "Sweep over positions that mean the same in all, such as positions=[-1], or over heads (per_head=True), or take "
-        "prompts of one length."
+        "Sweep over positions that mean the same in all, such as positions=[-1], or over heads (per_head=True), or "
+        "take prompts of one length."
     )
 
 

@@ -87,7 +87,7 @@ def _cases(sweep, given: dict, prompts: tuple[str, ...], noun: str) -> list[dict
                 _check_pair(model, *(case[name] for name in prompts))
             _check_tokens(model, metric)
     if len({tuple(case["keys"]) for case in cases if "keys" in case}) > 1:
-        raise RunError("keys= holds dictionaries of different names: a line of the mean needs its keys in every prompt.")
+        raise RunError("keys= holds dictionaries of different names: a line of the mean needs keys in every prompt.")
     if "positions" in given and not given["per_head"]:
         _check_columns([len(case[prompts[0]]) for case in cases], given["positions"], noun)
     return cases
@@ -98,8 +98,9 @@ def _check_lengths(lists: dict, prompts: tuple[str, ...]) -> None:
     n = len(lists[first])
     for name, value in lists.items():
         if name in prompts and not is_batch(value):
-            odd = [part for part in value if isinstance(value, (list, tuple)) and not isinstance(part, (str, list, tuple))]
-            if odd and len(odd) < len(value):
+            parts = value if isinstance(value, (list, tuple)) else []
+            odd = [part for part in parts if not isinstance(part, (str, list, tuple))]
+            if odd and len(odd) < len(parts):
                 raise RunError(f"{name} holds {odd[0]!r} among its prompts: each is a text or a list of tokens.")
             raise RunError(f"{first} is a list of {n} prompts and {name} is one: give a list of {n} there too.")
         if len(value) != n:

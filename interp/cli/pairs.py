@@ -65,12 +65,13 @@ def read_pairs(path: Path) -> list[Pair]:
             for line, row in read(path, file):
                 pair = _pair(path, line, row)
                 if pairs and (pair.instead is None) != (pairs[0].instead is None):
-                    raise _wrong(path, line, "only some pairs have instead: a probability and a difference of logits have no mean")
+                    some = "only some pairs have instead; a probability and a difference of logits have no mean"
+                    raise _wrong(path, line, some)
                 pairs.append(pair)
     except UnicodeDecodeError as err:
         raise FileError(f"cannot read {path}: it is no text in UTF-8; save it as one") from err
     if not pairs:
-        raise FileError(f"cannot read {path}: it holds no pair; give {', '.join(_NEEDED)} and perhaps instead in each line")
+        raise FileError(f"cannot read {path}: it holds no pair; write {_example()} in each line")
     return pairs
 
 

@@ -24,7 +24,7 @@ from .root import cli
 @click.option("--instead", metavar="TOKEN", help="… or its logit minus that of this token.")
 @click.option(
     "--pairs", type=Pairs(), metavar="FILE",
-    help="Instead of these four: many pairs, whose mean is shown; .jsonl or .csv with clean, corrupted, answer, instead.",
+    help="Instead of these: many pairs, whose mean is shown; .jsonl or .csv with clean, corrupted, answer, instead.",
 )
 @click.option("--site", default="l_out", show_default=True, metavar="SITE", help="What is patched.")
 @click.option("--per-head", is_flag=True, help="Each head at all positions, instead of each position; for z, q, k, v.")

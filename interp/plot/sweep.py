@@ -65,7 +65,8 @@ def sweep_png(
         if marked is not None and marked.any():
             rows, dotted, colours = _dots(effects, marked, limit)
             axes.scatter(dotted + 0.5, rows + 0.5, s=(min(high, wide) * 72 * 0.22) ** 2, c=colours, linewidths=0)
-        shown = _labels([show(names[i], 26) if names[i] else "" for i in kept], None if positions is None else [positions[i] for i in kept])
+        texts = [show(names[i], 26) if names[i] else "" for i in kept]
+        shown = _labels(texts, None if positions is None else [positions[i] for i in kept])
         axes.set_xticks(
             [i + 0.5 for i in kept], shown, rotation=0 if positions is None else 90, fontsize=8 if wide >= 0.13 else 5,
         )
