@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import files, plot
+from . import files
 from .errors import RunError
 from .grid import Grid, LayerGrid
 
