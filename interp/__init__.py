@@ -13,6 +13,7 @@ from .graph import Tensor
 from .induction import InductionScores, induction_scores
 from .inspect import Graph, Node
 from .lens import Lens, logit_lens
+from .mean_sweep import MeanSweep
 from .metrics import kl_divergence, logit_diff, probability
 from .model import Model
 from .patching import ablate, keep_only, patch
@@ -40,6 +41,7 @@ __all__ = [
     "KnockoutSweep",
     "Lens",
     "LibraryError",
+    "MeanSweep",
     "Model",
     "ModelError",
     "Node",

@@ -16,8 +16,10 @@ from .cells import Cell, Edges, Plain, Rows, first_layer
 from .edits import check_edges
 from .errors import EditError, RunError, SiteError
 from .grid import Grid, LayerGrid, check_metric, measured, metric_name
+from .mean_sweep import MeanSweep
 from .patching import ablate, mean_value
 from .run import Run
+from .several import averaged
 from .sites import Site, at
 from .sweep import Plan, around, plan_of
 
@@ -27,10 +29,11 @@ if TYPE_CHECKING:
 # // ablation
 
 
+@averaged("prompt")
 def ablation_sweep(
     model: Model, prompt, metric: Callable[[Run], float] | None = None, site: str = "z", mode: str = "zero", mean=None,
     layers=None, progress: bool | None = None, method: str | None = None,
-) -> AblationSweep:
+) -> AblationSweep | MeanSweep:
     """Take each head, or each layer of a site without heads, out of the computation, and measure what is left.
 
     Method: zero and mean ablation as in Michel et al. (arXiv:1905.10650) and Wang et al. (arXiv:2211.00593). Each value
@@ -39,8 +42,9 @@ def ablation_sweep(
 
     Args:
         model: the model.
-        prompt: a text or token ids.
+        prompt: a text or token ids; or a list of those, of any lengths, whose mean comes back.
         metric: a function of a :class:`Run` with the logits of the last position: such as :func:`interp.logit_diff`.
+            For a list of prompts, one for all or a list of as many, all of one kind.
         site: ``"z"`` (each head), ``"mlp_out"``, ``"attn_out"`` (each layer), or any editable site with a token axis.
         mode: ``"zero"`` or ``"mean"``.
         mean: for ``"mean"``, as in :func:`interp.ablate`: an array, a run of other text that captured the site, or
@@ -50,7 +54,8 @@ def ablation_sweep(
         method: as in :func:`interp.patch_sweep`.
 
     Returns:
-        An :class:`AblationSweep`. After Ctrl-C one with what was finished by then, and ``complete`` False.
+        An :class:`AblationSweep`, of a list a :class:`MeanSweep`. After Ctrl-C one with what was finished by then, and
+        ``complete`` False.
 
     Raises:
         RunError: no metric, one that gives no finite number, or another mode.
@@ -144,10 +149,11 @@ class AblationSweep(LayerGrid):
 # // attention knockout
 
 
+@averaged("prompt")
 def knockout_sweep(
     model: Model, prompt, metric: Callable[[Run], float] | None = None, queries=-1, keys=None, window: int = 9,
     layers=None, progress: bool | None = None, method: str | None = None,
-) -> KnockoutSweep:
+) -> KnockoutSweep | MeanSweep:
     """Cut edges of attention in a window of layers around each layer, and measure what is left.
 
     Method: Geva et al., "Dissecting Recall of Factual Associations in Auto-Regressive Language Models"
@@ -156,11 +162,13 @@ def knockout_sweep(
 
     Args:
         model: the model.
-        prompt: a text or token ids.
+        prompt: a text or token ids; or a list of those, of any lengths, whose mean comes back.
         metric: a function of a :class:`Run` with the logits of the last position: such as :func:`interp.probability`.
+            For a list of prompts, one for all or a list of as many, all of one kind.
         queries: the positions that no longer see the keys: one or several; negative ones count from the end.
         keys: likewise the positions that are no longer seen; or a dictionary of such sets by name, each a line of the
-            result: ``{"subject": [1, 2], "last": -1}``.
+            result: ``{"subject": [1, 2], "last": -1}``. For a list of prompts, one for all or a list of such
+            dictionaries.
         window: how many layers, the one in the middle among them; at the ends of the model there are fewer. Of an
             even number, one more lies below the middle than above it.
         layers: the middles; None: all.
@@ -168,7 +176,8 @@ def knockout_sweep(
         method: as in :func:`interp.patch_sweep`.
 
     Returns:
-        A :class:`KnockoutSweep`. After Ctrl-C one with what was finished by then, and ``complete`` False.
+        A :class:`KnockoutSweep`, of a list a :class:`MeanSweep`. After Ctrl-C one with what was finished by then, and
+        ``complete`` False.
 
     Raises:
         RunError: no metric, one that gives no finite number, no keys, or a window below 1.

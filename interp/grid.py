@@ -65,19 +65,28 @@ def metric_name(metric) -> str:
 
 
 @contextlib.contextmanager
-def progress_bar(progress: bool | None, label: str, total: int) -> Iterator[Callable[[], None]]:
-    """Yields a function that says that one more of ``total`` is finished. None: shown on a terminal."""
+def progress_bar(progress: bool | None | Callable, label: str, total: int) -> Iterator[Callable[..., None]]:
+    """Yields a function that says that one more of ``total``, or a share of one, is finished.
+
+    Args:
+        progress: None: shown on a terminal. What another bar yielded: no bar, but one step of that one.
+        label, total: what is counted, and how much there is of it.
+    """
+    if callable(progress):
+        # a little more than the share, so that all of them are no less than one step
+        yield lambda: progress((1 + 1e-9) / total)
+        return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True)
     if not (console.is_terminal if progress is None else progress):
-        yield lambda: None
+        yield lambda share=1: None
         return
     shown = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*shown, console=console, transient=True) as bar:
         task = bar.add_task(label, total=total)
-        yield lambda: bar.advance(task)
+        yield lambda share=1: bar.advance(task, share)
 
 
 # // results
@@ -174,6 +183,10 @@ class Grid:
         """What colours and lines show."""
         return f"change of {self.metric}"
 
+    def _marked(self) -> np.ndarray | None:
+        """Which cells of a picture get a dot."""
+        return None
+
     def _hover(self, cell) -> str:
         where = f"layer {cell.layer}" if cell.head is None else f"layer {cell.layer}, head {cell.head}"
         return f"{where}\n{self.metric} {cell.value:.4f}\neffect {cell.effect:+.4f}"
@@ -237,6 +250,7 @@ class Grid:
         plot.sweep_png(
             path, self.effects, self.layers, self._columns(), self._positions(), self._measure(),
             lambda width: "\n".join([self._title(), *self._lines(width)]), across=self._across(), signed=self._SIGNED,
+            marked=self._marked(),
         )
 
     def html(self, path: str | os.PathLike) -> None:
@@ -246,6 +260,7 @@ class Grid:
         plot.sweep_html(
             path, self.effects, self.layers, self._columns(), self._positions(), self._measure(), hover,
             "\n".join([self._title(), *self._lines(110)]), across=self._across(), signed=self._SIGNED,
+            marked=self._marked(),
         )
 
     # files
@@ -259,8 +274,17 @@ class Grid:
         Raises:
             FileError: another suffix, or it cannot be written; nothing half-written is left.
         """
-        rest = {name: json.dumps(getattr(self, name), ensure_ascii=False) for name in self._described()}
-        return files.write_arrays(path, {"values": self.values}, {"format": self._FORMAT, **rest})
+        arrays, described = self._parts()
+        texts = {name: json.dumps(value, ensure_ascii=False) for name, value in described.items()}
+        return files.write_arrays(path, arrays, {"format": self._FORMAT, **texts})
+
+    def _parts(self) -> tuple[dict, dict]:
+        """The arrays of a file, and what describes them, both by name."""
+        return {"values": self.values}, {name: getattr(self, name) for name in self._described()}
+
+    @classmethod
+    def _of_parts(cls, file: files.ArrayFile):
+        return cls(values=file["values"], **{name: json.loads(file.texts[name]) for name in cls._described()})
 
     @classmethod
     def _described(cls) -> list[str]:
@@ -276,7 +300,7 @@ class Grid:
         with files.opened(path) as file, files.refusing(file.path):
             if file.format != cls._FORMAT:
                 raise ValueError(f"it holds no {cls._KIND} of this package")
-            made = cls(values=file["values"], **{name: json.loads(file.texts[name]) for name in cls._described()})
+            made = cls._of_parts(file)
             if made.values.shape != made._shape():
                 raise ValueError(f"it has values of shape {made.values.shape}, not {made._shape()}")
             return made
@@ -289,14 +313,20 @@ class LayerGrid(Grid):
         """Of the lines."""
         return [""]
 
+    def _band(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Low and high, between which lines are shaded."""
+        return None
+
     def plot(self, path: str | os.PathLike) -> None:
         """Draws a line for each row as PNG: layers across, the metric up; dashed, what it is without a change."""
         values, title = np.atleast_2d(self.values), "\n".join([self._title(), *self._lines(110)])
-        plot.lines_png(path, values, self.layers, self._names(), self.baseline, self.metric, title)
+        plot.lines_png(path, values, self.layers, self._names(), self.baseline, self.metric, title, self._band())
 
     def html(self, path: str | os.PathLike) -> None:
         """Writes the same as an HTML page that works offline; hovering names the point and its effect."""
         values, indices = np.atleast_2d(self.values), np.ndindex(self.values.shape)
         hover = np.array([self._hover(self._cell(*index)) for index in indices], object).reshape(values.shape)
         title = "\n".join([self._title(), *self._lines(110)])
-        plot.lines_html(path, values, self.layers, self._names(), self.baseline, self.metric, hover.tolist(), title)
+        plot.lines_html(
+            path, values, self.layers, self._names(), self.baseline, self.metric, hover.tolist(), title, self._band()
+        )

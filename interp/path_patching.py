@@ -14,7 +14,9 @@ from .batched import batched, check_method, chosen_method, partition, run_cells,
 from .cells import Cell, Plain, Rows, serial
 from .errors import RunError, SiteError
 from .grid import Grid, check_metric, measured, metric_name
+from .mean_sweep import MeanSweep
 from .run import Run
+from .several import averaged
 from .sites import At, Key, Site, SiteTable, at
 from .sweep import DIRECTIONS, Plan, check_pair, plan_of, two_prompts
 
@@ -26,10 +28,11 @@ _KINDS = ("q", "k", "v")
 Receiver = tuple[int, int, str]
 
 
+@averaged("clean", "corrupted")
 def path_patch(
     model: Model, clean, corrupted, sender=None, receivers="logits", metric: Callable[[Run], float] | None = None,
     freeze_mlp: bool = False, direction: str = "denoise", progress: bool | None = None, method: str | None = None,
-) -> PathPatch:
+) -> PathPatch | MeanSweep:
     """Patch what a head sends along the direct paths to its receivers, and nothing else that it does.
 
     Method: path patching, Wang et al., "Interpretability in the Wild" (arXiv:2211.00593), and Goldowsky-Dill et al.
@@ -40,11 +43,13 @@ def path_patch(
 
     Args:
         model: the model.
-        clean, corrupted: two prompts of as many tokens, texts or token ids.
+        clean, corrupted: two prompts of as many tokens, texts or token ids; or two lists of as many prompts, whose mean
+            comes back. Pairs may differ in length.
         sender: ``(layer, head)``, several of those, or None: every head from which there is a path.
         receivers: ``(layer, head, "q")``, or ``"k"`` or ``"v"`` (there the head is one of the keys' heads, of which
             a model may have fewer), or several of those; or ``"logits"``.
         metric: a function of a :class:`Run` with the logits of the last position: such as :func:`interp.logit_diff`.
+            For lists of prompts, one for all or a list of as many, all of one kind.
         freeze_mlp: hold the MLPs at their values of the corrupted prompt too: then only the residual stream carries
             what is sent. As in the papers, they are computed anew by default.
         direction: ``"denoise"``: as above; ``"noise"``: with the two prompts exchanged, as Wang et al. do it.
@@ -52,7 +57,8 @@ def path_patch(
         method: as in :func:`interp.patch_sweep`.
 
     Returns:
-        A :class:`PathPatch`. After Ctrl-C one with what was finished by then, and ``complete`` False.
+        A :class:`PathPatch`, of lists a :class:`MeanSweep`. After Ctrl-C one with what was finished by then, and
+        ``complete`` False.
 
     Raises:
         RunError: prompts of different lengths, no metric, or one that gives no finite number.

@@ -14,7 +14,9 @@ from .batched import check_method, run_cells
 from .cells import Cell, Plain, Rows, first_layer
 from .errors import RunError, SiteError
 from .grid import Grid, check_metric, measured, metric_name
+from .mean_sweep import MeanSweep
 from .run import Run
+from .several import averaged
 from .sites import At, Site, SiteTable, at, parse
 
 if TYPE_CHECKING:
@@ -25,11 +27,12 @@ FORMAT = "llama-interp sweep 1"
 DIRECTIONS = ("denoise", "noise")
 
 
+@averaged("clean", "corrupted")
 def patch_sweep(
     model: Model, clean, corrupted, site: str = "l_out", metric: Callable[[Run], float] | None = None,
     per_head: bool = False, layers=None, positions=None, direction: str = "denoise", progress: bool | None = None,
     method: str | None = None, prune: bool = True,
-) -> Sweep:
+) -> Sweep | MeanSweep:
     """Patch every layer at every position, or every head, and measure each time what the model answers.
 
     Method: activation patching, Meng et al. (arXiv:2202.05262) and Wang et al. (arXiv:2211.00593); for the choice of
@@ -41,11 +44,14 @@ def patch_sweep(
     Args:
         model: the model.
         clean, corrupted: two prompts of as many tokens, texts or token ids: one in which the model does what is
-            studied, and one in which it does not.
+            studied, and one in which it does not. Or two lists of as many prompts: each pair is swept by itself, and
+            the mean comes back. Pairs may differ in length where the columns mean the same in all: heads, or positions
+            such as ``[-1]``.
         site: any editable site with a token axis: ``l_out``, ``resid_pre``, ``resid_mid``, ``attn_out``, ``mlp_out``,
             ``z``, ``q``, ``k``, ``v``, …
         metric: a function of a :class:`Run`, which has the logits of the last position and no captures: such as
-            :func:`interp.logit_diff`, :func:`interp.probability` or :func:`interp.kl_divergence`.
+            :func:`interp.logit_diff`, :func:`interp.probability` or :func:`interp.kl_divergence`. For lists of
+            prompts, one for all or a list of as many, all of one kind.
         per_head: each head at all positions together, of sites with heads, instead of each position.
         layers: which layers; None: all that have the site.
         positions: which positions; None: all. With ``per_head``, those that are patched together.
@@ -58,10 +64,12 @@ def patch_sweep(
         prune: leave out the cells that are known to change nothing, as all before the first token that differs.
 
     Returns:
-        A :class:`Sweep`. After Ctrl-C one with what was finished by then, and ``complete`` False.
+        A :class:`Sweep`, of lists a :class:`MeanSweep`. After Ctrl-C one with what was finished by then, and
+        ``complete`` False.
 
     Raises:
-        RunError: prompts of different lengths, no metric, or one that gives no finite number.
+        RunError: prompts of different lengths, no metric, or one that gives no finite number. Of lists, all errors name
+            the pair.
         SiteError: an unknown site, layer or position, or a site without heads or tokens.
     """
     check_metric(metric, "patch_sweep")

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import json
 import os
 from pathlib import Path
@@ -293,6 +294,32 @@ def test_a_sweep_is_that_of_the_package(tiny: interp.Model, tmp_path: Path):
     ):
         failed = call(*args, *flags)
         assert failed.exit_code == 2 and part in failed.stderr and failed.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "csv"])
+def test_a_file_of_pairs_gives_their_mean(tiny: interp.Model, tmp_path: Path, suffix: str):
+    rows = [
+        ("The Eiffel Tower is in", "The Eiffel Bridge is in", " Paris", " Rome"),
+        ("A Tower, it is in", "A Bridge, it is in", " Rome", " Paris"),
+    ]
+    names, file = ("clean", "corrupted", "answer", "instead"), tmp_path / f"pairs.{suffix}"
+    with file.open("w", encoding="utf-8-sig", newline="") as opened:
+        if suffix == "csv":
+            csv.writer(opened).writerows([names, *rows])
+        else:
+            opened.write("\n\n".join(json.dumps(dict(zip(names, row))) for row in rows))
+    clean, corrupted, *tokens = map(list, zip(*rows))
+    metric = [interp.logit_diff(*pair) for pair in zip(*tokens)]
+    wanted = interp.patch_sweep(tiny, clean, corrupted, "resid_pre", metric=metric, layers=[0, 2], positions=[-1])
+    flags = ["--pairs", file, "--site", "resid_pre", "--layers", "0,2", "--positions", "last"]
+    out, png, html = (tmp_path / name for name in ("s.npz", "s.png", "s.html"))
+    result = json_of("sweep", *flags, "--out", out, "--png", png, "--html", html)
+    assert np.array_equal(result["values"], wanted.values) and np.array_equal(result["each"], wanted.each)
+    assert np.array_equal([result["low"], result["high"]], wanted.interval()) and result["n_given"] == 2
+    assert result["top"][0] == wanted.top(1)[0]._asdict() and result["site"] == "resid_pre"
+    assert json_of("show", out)["kind"] == "mean sweep" and "n_given" in output_of("show", out)
+    Image.open(png).verify()
+    assert "mean of 2 pairs" in output_of("sweep", *flags) and interp.MeanSweep.load(out).complete
 
 
 def test_a_patch_takes_several_rows_all_of_them_or_chosen_heads(tiny: interp.Model, tmp_path: Path):

@@ -45,6 +45,7 @@ def files(tiny: interp.Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "text.npz").write_text("no archive")
     (folder / "text.gguf").write_text("GGUF or so")
     (folder / "corpus.txt").write_text("a corpus")
+    (folder / "pairs.jsonl").write_text('{"clean": "a cat", "corrupted": "a dog", "answer": " the"}')
     for name in ("run.npz", "run.safetensors"):
         whole = (folder / name).read_bytes()
         (folder / f"cut-{name}").write_bytes(whole[: len(whole) // 2])
@@ -210,6 +211,15 @@ _ALL = [(name, command) for name, command in cli.commands.items() if name not in
         (USAGE, "integer of at least 0 and at most 4096", "stats F/corpus.txt --top 5000"),
         (USAGE, "show one site", "stats F/corpus.txt --site l_out --site z --png F/a.png"),
         (USAGE, "names one", "stats F/corpus.txt --site l_out-1 --layers 1"),
+        # sweeps
+        (USAGE, "missing option '-p', or --pairs FILE", "sweep"),
+        (USAGE, "missing option '--corrupted'", "sweep -p x --answer y"),
+        (USAGE, "missing option '--answer'", "sweep -p x --corrupted y"),
+        (USAGE, "leave -p, --instead out", "sweep -p x --instead y --pairs F/pairs.jsonl"),
+        (USAGE, "must end in .jsonl, .ndjson, .csv", "sweep --pairs F/corpus.txt"),
+        (USAGE, "nothing is generated here", "sweep --pairs F/pairs.jsonl --positions generated"),
+        (USAGE, "Layer 9", "sweep --pairs F/pairs.jsonl --layers 9"),
+        (USAGE, "no heads", "sweep --pairs F/pairs.jsonl --per-head"),
     ],
 )
 def test_a_mistake_in_the_arguments(files: Path, code: int, part: str, args: str):
@@ -244,6 +254,46 @@ _READERS = [
 )
 def test_a_file_that_cannot_be_read(files: Path, args: tuple[str, ...], name: str, part: str):
     refused(FAILURE, part, *[{"FILE": files / name, "GOOD": files / "run.npz"}.get(arg, arg) for arg in args])
+
+
+_ROW = '{"clean": "a cat", "corrupted": "a dog", "answer": " the"}'
+_DIFF = '{"clean": "a cat", "corrupted": "a dog", "answer": " the", "instead": " a"}'
+_HEAD = "clean,corrupted,answer"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "part"),
+    [
+        ("a.jsonl", None, "there is no such file"), ("a.csv", None, "there is no such file"),
+        ("a.jsonl", "", "it is empty"), ("a.csv", "", "it is empty"),
+        ("a.jsonl", "\n \n", "it holds no pair"), ("a.csv", "\n", "it holds no pair"), ("a.csv", _HEAD, "holds no pair"),
+        ("a.jsonl", "\udcff", "no text in UTF-8"), ("a.csv", _HEAD + "\n\udcff,b,c", "no text in UTF-8"),
+        ("a.jsonl", _ROW + "\n{", "line 2: it is no JSON"), ("a.jsonl", _HEAD, "line 1: it is no JSON"),
+        ("a.jsonl", "[" * 100_000, "line 1: it is no JSON"), ("a.jsonl", _ROW + "\n\n[1]", "line 3: it is no object"),
+        ("a.jsonl", "{}", "line 1: clean, corrupted, answer are missing"),
+        ("a.jsonl", '{"clean": "x", "corrupted": "y"}', "answer is missing"),
+        ("a.jsonl", _ROW.replace('" the"', "5"), "line 1: answer is 5; give a text"),
+        ("a.jsonl", _ROW.replace('" the"', '""'), "answer is ''"),
+        ("a.jsonl", _ROW.replace('" the"', "null"), "line 1: answer is missing"),
+        ("a.jsonl", _ROW.replace("answer", "anwser"), "'anwser' is not known; the names are clean, corrupted"),
+        ("a.jsonl", f"{_ROW}\n{_DIFF}", "line 2: only some pairs have instead"),
+        ("a.csv", f"{_HEAD},instead\na cat,a dog, the, a\na cat,a dog, the,", "line 3: only some pairs have instead"),
+        ("a.csv", "clean,corrupted\nx,y", "line 1: answer is missing"), ("a.csv", "x,y\n1,2", "'x' is not known"),
+        ("a.csv", f"{_HEAD},clean\nx,y,z,x", "named twice"),
+        ("a.csv", f"{_HEAD}\nx,y", "line 2: 2 fields, but the header has 3"),
+        ("a.csv", f"{_HEAD}\nx, with a comma,y,z", "stands in quotes"), ("a.csv", f"{_HEAD}\nx,,z", "corrupted is ''"),
+        ("a.csv", f'{_HEAD}\n"x,y,z', "it is no CSV"),
+        # what only the model knows
+        ("a.jsonl", _ROW + "\n" + _ROW.replace("a dog", "a dog too"), "from 0 ('a cat'): The clean prompt has"),
+        ("a.jsonl", _ROW + "\n" + _ROW.replace("a dog", "a cat"), "Pair 1, counted from 0 ('a cat'): The"),
+        ("a.jsonl", _ROW.replace(" the", "antidisestablishment"), "Pair 0, counted from 0 ('a cat'): 'anti"),
+        ("a.jsonl", _ROW + "\n" + _ROW.replace("cat", "cat too").replace("dog", "dog too"), "positions=[-1]"),
+    ],
+)
+def test_a_file_of_pairs_that_cannot_be_swept(tmp_path: Path, name: str, text: str | None, part: str):
+    if text is not None:
+        (tmp_path / name).write_bytes(text.encode(errors="surrogateescape"))
+    refused(FAILURE, part, "sweep", "--pairs", tmp_path / name)
 
 
 @pytest.mark.parametrize(

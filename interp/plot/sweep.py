@@ -27,18 +27,25 @@ def _scale(signed: bool, limit: float) -> dict:
 
 
 def _labels(names: Sequence[str], positions: Sequence[int] | None) -> list[str]:
-    return list(names) if positions is None else [f"{name}  {p}" for name, p in zip(names, positions)]
+    return list(names) if positions is None else [f"{name}  {p}".strip() for name, p in zip(names, positions)]
+
+
+def _dots(effects: np.ndarray, marked: np.ndarray, limit: float) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Rows, columns and colours of the dots: light on dark cells and dark on light ones."""
+    rows, columns = np.nonzero(marked)
+    return rows, columns, ["#ffffff" if abs(effects[at]) > 0.55 * limit else "#666666" for at in zip(rows, columns)]
 
 
 def sweep_png(
     path: str | os.PathLike, effects: np.ndarray, layers: Sequence[int], names: Sequence[str],
     positions: Sequence[int] | None, measure: str, title: Callable[[int], str], across: str, signed: bool = True,
+    marked: np.ndarray | None = None,
 ) -> None:
     """Draws effects, (n_layers, n_columns): layers up, positions or heads across.
 
     `names` are the columns' tokens, with their `positions`; without positions, heads or the like. `measure` names the
     colour bar, `across` the columns. `title` gives the title for a width in characters. Colours end at 0 where nothing
-    is `signed`. NaN cells are grey.
+    is `signed`. NaN cells are grey; `marked` ones have a dot.
     """
     n_rows, n_columns = effects.shape
     high = float(np.clip(9 / n_rows, 0.06, 0.2))
@@ -55,7 +62,11 @@ def sweep_png(
         mesh = axes.pcolormesh(np.ma.masked_invalid(effects), **_scale(signed, limit), **lines)
         step, apart = -(-n_columns // _LABELS), max(1, -(-n_rows // 40))
         kept = range(0, n_columns, step)
-        shown = _labels([show(names[i], 26) for i in kept], None if positions is None else [positions[i] for i in kept])
+        if marked is not None and marked.any():
+            rows, dotted, colours = _dots(effects, marked, limit)
+            axes.scatter(dotted + 0.5, rows + 0.5, s=(min(high, wide) * 72 * 0.22) ** 2, c=colours, linewidths=0)
+        texts = [show(names[i], 26) if names[i] else "" for i in kept]
+        shown = _labels(texts, None if positions is None else [positions[i] for i in kept])
         axes.set_xticks(
             [i + 0.5 for i in kept], shown, rotation=0 if positions is None else 90, fontsize=8 if wide >= 0.13 else 5,
         )
@@ -72,13 +83,14 @@ def sweep_png(
 def sweep_html(
     path: str | os.PathLike, effects: np.ndarray, layers: Sequence[int], names: Sequence[str],
     positions: Sequence[int] | None, measure: str, hover: Sequence[Sequence[str]], title: str, across: str,
-    signed: bool = True,
+    signed: bool = True, marked: np.ndarray | None = None,
 ) -> None:
     """Writes the same as a page that works offline; `hover` is the text of each cell."""
     import plotly.graph_objects as go
 
     n_rows, n_columns = effects.shape
-    scale = _scale(signed, _limit(effects))
+    limit = _limit(effects)
+    scale = _scale(signed, limit)
     cell = float(np.clip(1100 / n_columns, 6, 40))
     gap = 1 if cell >= 10 else 0
     figure = go.Figure(
@@ -90,6 +102,12 @@ def sweep_html(
             colorbar={"title": {"text": escaped(measure), "side": "right"}, "thickness": 16},
         )
     )
+    if marked is not None and marked.any():
+        rows, dotted, colours = _dots(effects, marked, limit)
+        figure.add_scatter(
+            x=dotted.tolist(), y=rows.tolist(), mode="markers", marker={"color": colours, "size": 0.22 * min(cell, 16)},
+            hoverinfo="skip", showlegend=False,
+        )
     labels = [escaped(label) for label in _labels(names, positions)]
     kept = list(range(0, n_columns, -(-n_columns // _LABELS)))
     below = 60 + (0 if positions is None else 8 * max(map(columns, labels)))
