@@ -194,14 +194,14 @@ def knockout_sweep(
     named = keys if isinstance(keys, Mapping) else {"keys": keys}
     sets = {str(name): _positions(part, len(tokens), "keys") for name, part in named.items()}
     queries = _positions(queries, len(tokens), "queries")
-    if not model.n_prefix:  # the keys of a prefix stay
-        for part in sets.values():
-            check_edges(queries, part)
     table = model._table
     sites = {site.layer: site for site in table.find("attn_logits")}
     chosen = at("attn_logits", layers=layers).layers
     middles = range(table.n_layer) if chosen is None else sorted({table.layer_index(layer) for layer in chosen})
     windows = {middle: _window(middle, int(window), sites) for middle in middles}
+    if not model.n_prefix:  # the keys of a prefix stay
+        for part in sets.values():
+            check_edges(queries, part)
     with Plain(model, tokens, (), {cut[0].layer for cut in windows.values() if cut}) as plain:
         found = KnockoutSweep(
             values=np.full((len(sets), len(middles)), np.nan), metric=metric_name(metric), model=model.name,
@@ -294,7 +294,7 @@ class KnockoutSweep(LayerGrid):
         return "keys", "layer", "value", "effect"
 
     def _texts(self, cell: Cut) -> list[str]:
-        return [cell.keys, str(cell.layer), f"{cell.value:.3f}", f"{cell.effect:+.3f}"]
+        return [self._named(cell.keys), str(cell.layer), f"{cell.value:.3f}", f"{cell.effect:+.3f}"]
 
     def _title(self) -> str:
         who = f"positions {plot.spans(self.queries)}"
@@ -306,11 +306,15 @@ class KnockoutSweep(LayerGrid):
         return [f"{around(self.pieces, len(self.pieces) - 1, width)} ({self.baseline:.2f})"]
 
     def _names(self) -> list[str]:
-        found = []
-        for name, positions in self.keys.items():
-            pieces = "".join(self.pieces[p] for p in positions).strip() if len(positions) < 8 else ""
-            found.append(f"{name}, {plot.spans(positions)}: {pieces}".removesuffix(": "))
-        return found
+        return list(map(self._named, self.keys))
+
+    def _named(self, keys: str) -> str:
+        """A set with its positions, and its tokens where they are few."""
+        positions = self.keys[keys]
+        where = plot.spans(positions)
+        pieces = plot.visible("".join(self.pieces[p] for p in positions)) if len(positions) < 8 else ""
+        label = where if keys == where else f"{keys}, {where}"
+        return f"{label}: {pieces.replace('␣', ' ').strip()}".removesuffix(": ")
 
     def _hover(self, cell: Cut) -> str:
         where = f"keys: {cell.keys}\naround layer {cell.layer}"

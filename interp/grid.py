@@ -150,7 +150,7 @@ class Grid:
 
     def _summary(self) -> str:
         """The line above the table."""
-        return f"{self.metric}: {self.baseline:.3f} without"
+        return f"{self.metric}: {self.baseline:.3f} without a change"
 
     def _cell(self, *index: int) -> NamedTuple:
         """One number by its place in the values."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -17,6 +18,7 @@ from PIL import Image
 
 import interp
 from cli_calls import OTHER, PROMPT, call, default, json_of, loaded, output_of, rome, same_results, saved_of, top_of
+from interp.cli.output import _plain
 
 def test_lens_finds_a_token_over_layers_and_draws(tiny: interp.Model, tmp_path: Path):
     png, html = tmp_path / "a.png", tmp_path / "a.html"
@@ -288,9 +290,12 @@ def test_a_sweep_is_that_of_the_package(tiny: interp.Model, tmp_path: Path):
     heads = json_of(*args, "--site", "z", "--per-head", "--layers", 1, "--direction", "noise")
     assert heads["heads"] == [0, 1, 2, 3] and heads["metric"] == "probability of ␣Paris"
     assert "patching l_out" in output_of(*args, "--layers", 0, "--topk", 3)
+    assert json_of(*args, "--layers", 0, "--positions", "last")["positions"] == [len(tiny.tokens(clean)) - 1]
     for flags, part in (
         (["--corrupted", clean], "the same"), (["--corrupted", "x"], "the same number"), (["--layers", 9], "Layer 9"),
-        (["--answer", "Eiffel Tower"], "not one"), (["--per-head"], "no heads"), (["--positions", 9], "Position 9"),
+        (["--answer", "Eiffel Tower"], "not one"), (["--per-head"], "no heads"),
+        (["--positions", "0,9"], "position 9 is out of range, the prompt has 6 tokens: 0 The, 1 ␣E, 2 "),
+        (["--positions", "generated"], "nothing is generated"), (["--instead", " Paris"], "the same token"),
     ):
         failed = call(*args, *flags)
         assert failed.exit_code == 2 and part in failed.stderr and failed.stderr.count("\n") == 1
@@ -317,9 +322,122 @@ def test_a_file_of_pairs_gives_their_mean(tiny: interp.Model, tmp_path: Path, su
     assert np.array_equal(result["values"], wanted.values) and np.array_equal(result["each"], wanted.each)
     assert np.array_equal([result["low"], result["high"]], wanted.interval()) and result["n_given"] == 2
     assert result["top"][0] == wanted.top(1)[0]._asdict() and result["site"] == "resid_pre"
-    assert json_of("show", out)["kind"] == "mean sweep" and "n_given" in output_of("show", out)
+    assert json_of("show", out)["kind"] == "mean sweep" and "mean of 2 pairs" in output_of("show", out)
     Image.open(png).verify()
     assert "mean of 2 pairs" in output_of("sweep", *flags) and interp.MeanSweep.load(out).complete
+
+
+def given(made) -> dict:
+    """What a result holds, as a JSON object has it."""
+    held = {field.name: getattr(made, field.name) for field in dataclasses.fields(made) if field.name != "model"}
+    return _plain({**held, "effects": made.effects, "top": [cell._asdict() for cell in made.top(10)]})
+
+
+def check_result(made, args: list, folder: Path) -> None:
+    """A command gives, prints, draws and saves what the package finds, and `show` reads it again."""
+    out, png, html, again = (folder / name for name in ("r.npz", "r.png", "r.html", "again.png"))
+    result = json_of(*args, "--out", out, "--png", png, "--html", html)
+    assert {name: result[name] for name in given(made)} == given(made)
+    assert result["files"] == [str(out), str(png), str(html)] and "<html>" in html.read_text()[:100]
+    assert given(type(made).load(out)) == given(made)
+    table = output_of(*args, "--topk", 3)
+    assert made._title() in table and len(table.splitlines()) == 2 + 2 + 3
+    shown = output_of("show", out, "--topk", 3, "--png", again)
+    assert shown.endswith(f"{table}wrote {again}\n") and type(made)._KIND in shown
+    assert np.array_equal(Image.open(again), Image.open(png))
+    shown = json_of("show", out, "--topk", 2)
+    assert shown["kind"] == type(made)._KIND and shown["top"] == result["top"][:2]
+    assert shown["values"] == result["values"]
+
+
+PAIR = "The Eiffel Tower is in", "The Eiffel Bridge is in"
+_METRIC = interp.logit_diff(" Paris", " Rome")
+_ANSWER = ["--answer", " Paris", "--instead", " Rome"]
+
+
+def test_an_ablation_is_that_of_the_package(tiny: interp.Model, tmp_path: Path):
+    args = ["ablation", "-p", PAIR[0], *_ANSWER]
+    check_result(interp.ablation_sweep(tiny, PAIR[0], _METRIC), args, tmp_path)
+    made = interp.ablation_sweep(tiny, PAIR[0], interp.probability(" Paris"), "mlp_out", layers=[0, 1, 3])
+    check_result(made, [*args[:-2], "--site", "mlp_out", "--layers", "0-1,-1"], tmp_path)
+
+
+def test_an_ablation_takes_means_of_runs_and_of_statistics(tiny: interp.Model, tmp_path: Path):
+    args, file, corpus = ["ablation", "-p", PAIR[0], *_ANSWER, "--layers", 1], tmp_path / "s.npz", tmp_path / "c.txt"
+    run, saved = tiny.run(OTHER, capture="z"), saved_of("z", tmp_path)
+    wanted = interp.ablation_sweep(tiny, PAIR[0], _METRIC, mode="mean", mean=run, layers=1)
+    assert json_of(*args, "--mean", saved)["values"] == wanted.values.tolist() != json_of(*args)["values"]
+    corpus.write_text(OTHER * 9)
+    output_of("stats", corpus, "--site", "mlp_out", "--layers", "0,1", "--out", file)
+    means = interp.ablation_sweep(tiny, PAIR[0], _METRIC, "mlp_out", "mean", interp.Stats.load(file), layers=1)
+    result = json_of(*args, "--site", "mlp_out", "--mean", file)
+    assert result["values"] == means.values.tolist() and result["mode"] == "mean"
+    for flags, part in ((["--layers", 2], "does not hold ffn_out-2"), (["--site", "attn_out"], "does not hold")):
+        failed = call(*args, "--site", "mlp_out", "--mean", file, *flags)
+        assert failed.exit_code == 1 and part in failed.stderr
+
+
+def test_a_knockout_is_that_of_the_package(tiny: interp.Model, tmp_path: Path):
+    args, last = ["knockout", "-p", PAIR[0], *_ANSWER], len(tiny.tokens(PAIR[0])) - 1
+    made = interp.knockout_sweep(tiny, PAIR[0], _METRIC, keys={"name": [2, 3], "4": [4]}, window=3, layers=[0, 2])
+    check_result(made, [*args, "--keys", "name=2-3", "--keys", 4, "--window", 3, "--layers", "0,2"], tmp_path)
+    made = interp.knockout_sweep(tiny, PAIR[0], _METRIC, range(last + 1), {"a=b": [1, 2]})
+    check_result(made, [*args, "--keys", "a=b=1-2", "--queries", "all"], tmp_path)
+    text = output_of(*args, "--keys", "name=2-3", "--keys", "4", "--keys", "-2", "--window", 1, "--layers", 1)
+    pieces = tiny.pieces(tiny.tokens(PAIR[0]))
+    assert f"name, 2-3: {''.join(pieces[2:4]).strip()} " in text
+    assert f"\n4: {pieces[4].strip()} " in text and f"\n-2, {last - 1}: {pieces[-2].strip()} " in text
+
+
+def test_a_knockout_without_keys_numbers_the_tokens(tiny: interp.Model):
+    failed = call("knockout", "-p", "The Eiffel Tower is in", "--answer", " Paris")
+    pieces = [f"{i} {piece.replace(' ', '␣')}" for i, piece in enumerate(tiny.pieces(tiny.tokens(PAIR[0])))]
+    assert failed.exit_code == 2 and f"the prompt has {len(pieces)} tokens: {', '.join(pieces)} (see" in failed.stderr
+    failed = call("knockout", "-p", "x " * 90, "--answer", " Paris", "--keys", 500)
+    assert "…" in failed.stderr and len(failed.stderr) < 1000
+
+
+def test_paths_are_those_of_the_package(tiny: interp.Model, tmp_path: Path):
+    args = ["paths", "-p", PAIR[0], "--corrupted", PAIR[1], *_ANSWER]
+    check_result(interp.path_patch(tiny, *PAIR, metric=_METRIC), args, tmp_path)
+    receivers, senders = [(2, 1, "q"), (3, 0, "v")], [(0, 1), (1, 3)]
+    made = interp.path_patch(tiny, *PAIR, senders, receivers, _METRIC, True, "noise")
+    flags = ["--receivers", "2.1:q,-1.0:v", "--senders", "0.1,7", "--freeze-mlp", "--direction", "noise", "--topk", 10]
+    assert {name: json_of(*args, *flags)[name] for name in given(made)} == given(made)
+
+
+def test_attribution_is_that_of_the_package(tiny: interp.Model, tmp_path: Path):
+    args = ["attribution", "-p", PAIR[0], "--answer", " Paris"]
+    check_result(interp.direct_logit_attribution(tiny, PAIR[0], " Paris"), args, tmp_path)
+    made = interp.direct_logit_attribution(tiny, PAIR[0], " Paris", " Rome", position=3)
+    check_result(made, [*args, "--instead", " Rome", "--position", 3], tmp_path)
+
+
+def test_induction_scores_are_those_of_the_package(tiny: interp.Model, tmp_path: Path):
+    args = ["induction", "--tokens", 9, "--batch", 2, "--seed", 3]
+    check_result(interp.induction_scores(tiny, 9, 2, 3), args, tmp_path)
+
+
+def test_induction_asks_for_a_context_that_holds_its_tokens(loaded: list):
+    call("induction", "--tokens", 1200)
+    assert loaded[0][1]["n_ctx"] >= 2401
+
+
+def test_an_interrupted_sweep_says_so_and_is_saved(tiny: interp.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    values = iter([1.0, 2.0, 3.0])
+
+    def metric(run) -> float:
+        try:
+            return next(values)
+        except StopIteration:
+            raise KeyboardInterrupt from None
+
+    monkeypatch.setattr("interp.probability", lambda token: metric)
+    text = output_of("ablation", "-p", PAIR[0], "--answer", " Paris", "--out", tmp_path / "part.npz")
+    assert "(interrupted)" in text and "interrupted: this is what was measured until then\nwrote" in text
+    assert "interrupted: this is" in output_of("show", tmp_path / "part.npz")
+    made = interp.AblationSweep.load(tmp_path / "part.npz")
+    assert not made.complete and np.isfinite(made.values).sum() == 2
 
 
 def test_a_patch_takes_several_rows_all_of_them_or_chosen_heads(tiny: interp.Model, tmp_path: Path):

@@ -3,7 +3,10 @@
 from .root import cli
 
 # the commands enter themselves into the group
-from . import attention, doctor, generate, graph, lens, run, show, sites, stats, sweep  # noqa: E402, F401  isort: skip
+from . import (  # noqa: E402, F401  isort: skip
+    ablation, attention, attribution, doctor, generate, graph, induction, knockout, lens, paths, run, show, sites,
+    stats, sweep,
+)
 
 cli.add_command(generate.generate)
 

@@ -21,6 +21,7 @@ from ..errors import FileError
 _NUMBER = re.compile(r"[+-]?\d{1,9}", re.ASCII)
 _RANGE = re.compile(r"(\d{1,9})-(\d{1,9})", re.ASCII)
 _HEAD = re.compile(r"([+-]?\d{1,9})\.([+-]?\d{1,9})", re.ASCII)
+_RECEIVER = re.compile(rf"{_HEAD.pattern}:([qkv])", re.ASCII)
 
 #: a range longer than this is a slip of the finger; no model has as many layers, and no prompt as many tokens
 _LONGEST = 1 << 20
@@ -61,19 +62,45 @@ class Layers(click.ParamType):
 
 
 class Positions(click.ParamType):
-    """Positions: `5`, `3,7`, `0-4`, `-1`, `last`, `generated` or `all`; as `interp.at` takes them."""
+    """Positions: `5`, `3,7`, `0-4`, `-1`, `last`, `generated` or `all`; as `interp.at` takes them.
+
+    Where nothing is generated, with `generated` False, they are a tuple of integers, or None for all.
+    """
 
     name = "positions"
 
+    def __init__(self, generated: bool = True):
+        self._generated = generated
+
     def convert(self, value, param, ctx):
-        if value is None or isinstance(value, tuple) or value in ("last", "generated"):
+        if value is None or isinstance(value, tuple):
             return value
+        if value in ("last", "generated") and self._generated:
+            return value
+        if value == "generated":
+            self.fail("nothing is generated here", param, ctx)
         if value == "all":
             return None
-        found = _numbers(value)
+        found = (-1,) if value == "last" else _numbers(value)
         if found is None:
-            self.fail(f"{value!r} names no positions: write 5, 3,7, 0-4, -1, last, generated or all", param, ctx)
+            known = "5, 3,7, 0-4, -1, last, generated or all" if self._generated else "5, 3,7, 0-4, -1, last or all"
+            self.fail(f"{value!r} names no positions: write {known}", param, ctx)
         return found
+
+
+class Keys(click.ParamType):
+    """A set of positions with a name: `subject=1-3`; of `1-3` alone, that is its name."""
+
+    name = "keys"
+
+    def convert(self, value, param, ctx):
+        if not isinstance(value, str):
+            return value
+        name, equals, positions = value.rpartition("=")
+        name = (name if equals else positions).strip()
+        if not name:
+            self.fail(f"{value!r} has no name: write NAME=POS, such as subject=1-3, or POS alone", param, ctx)
+        return name, Positions(generated=False).convert(positions.strip(), param, ctx)
 
 
 @dataclass(frozen=True)
@@ -110,6 +137,24 @@ class Heads(click.ParamType):
                 also = ", or 46 for layer * n_head + head" if self._numbered else ""
                 self.fail(f"{part!r} is no head: write LAYER.HEAD, such as 5.1{also}", param, ctx)
         return tuple(found)
+
+
+class Receivers(click.ParamType):
+    """Where paths end: `5.1:q,6.3:v` as triples of layer, head and letter, or `logits`."""
+
+    name = "receivers"
+
+    def convert(self, value, param, ctx):
+        if not isinstance(value, str) or value == "logits":
+            return value
+        found = []
+        for part in value.split(","):
+            match = _RECEIVER.fullmatch(part.strip())
+            if match is None:
+                known = "LAYER.HEAD:q, :k or :v, such as 5.1:q, or logits"
+                self.fail(f"{part!r} receives nothing: write {known}", param, ctx)
+            found.append((int(match[1]), int(match[2]), match[3]))
+        return found
 
 
 class LayersOrHeads(click.ParamType):

@@ -16,6 +16,7 @@ from . import output
 from .arguments import Count, Integer, Output, Positions
 from .base import check_outputs, json_option, load, model_option, prompt_option
 from .edits import Edits, edit_options
+from .names import check_positions
 from .output import described, print_json
 from .root import cli, runs
 
@@ -28,7 +29,10 @@ if TYPE_CHECKING:
 @prompt_option
 @click.option("--layer", type=Integer(), metavar="LAYER", help="Only this layer; negative counts from the end.")
 @click.option("--head", type=Integer(), metavar="HEAD", help="Of this layer only this head.")
-@click.option("--queries", type=Positions(), metavar="POS", help="Only these tokens that look: 3,7, 0-4, -1 or last.")
+@click.option(
+    "--queries", type=Positions(generated=False), metavar="POS",
+    help="Only these tokens that look: 3,7, 0-4, -1 or last.",
+)
 @click.option("--topk", type=Count(1), default=15, show_default=True, metavar="K", help="Edges listed.")
 @click.option(
     "--first", is_flag=True, help="List looks at the first token too; it is where idle heads rest (attention sinks)."
@@ -52,10 +56,9 @@ def attention(
         raise click.UsageError("--head needs its layer: --layer LAYER")
     if html and (layer is None or head is None):
         raise click.UsageError("--html shows one head: give --layer and --head")
-    if queries == "generated":
-        raise click.UsageError("--queries: nothing is generated here")
     check_outputs(png, html)
     model = load(path, prompt)
+    check_positions(model, prompt, queries, "--queries")
     built = edits.build(model)
     selector = at(SITE, layers=layer, heads=head, queries=queries)
     run, _ = runs(model, prompt, built, [selector], compare=False)

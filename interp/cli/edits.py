@@ -30,8 +30,8 @@ _FIRST = (
     (("-a", "--ablate"), Heads(), "L.H,…", "Zero heads; or INDEX = layer*n_head+head."),
     (("-s", "--select"), (Integer(), Integer()), "LAYER HEAD", "Keep one head of a layer, zero its others."),
     (("--patch",), (_TEXT, Source(), Rows(), Rows()), "SITE FILE FROM TO",
-     "Put row FROM of FILE at TO; all all: every row."),
-    (("--patch-avg",), (_TEXT, Source(), Source(), Rows(), Rows()), "SITE FILE1 FILE2 FROM TO",
+     "Put row FROM of FILE at TO, or all at all."),
+    (("--patch-avg",), (_TEXT, Source(), Source(), Rows(), Rows()), "SITE F1 F2 FROM TO",
      "The same with the mean of two files."),
 )
 _MORE = (

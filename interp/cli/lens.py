@@ -14,7 +14,7 @@ from . import output
 from .arguments import Count, Folder, Output, Position
 from .base import check_outputs, json_option, load, model_option, prompt_option
 from .edits import Edits, edit_options
-from .names import residual_sites
+from .names import check_positions, residual_sites
 from .output import described, lens_json, print_json
 from .root import cli, runs
 
@@ -48,6 +48,7 @@ def lens(
     """
     check_outputs(png, html)
     model = load(path, prompt)
+    check_positions(model, prompt, [position], "--position")
     built = edits.build(model)
     chosen = [s for site in sites or ("l_out",) for s in (residual_sites(model) if site == "all" else [site])]
     chosen = list(dict.fromkeys(chosen))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ..errors import RunError, SiteError
+from ..plot import visible
 from ..sites import parse
 from .arguments import Head
 
@@ -97,6 +98,28 @@ def layers_and_width(model: Model, text: str, layers, option: str) -> tuple[list
     if len(widths) != 1 or None in widths:
         raise SiteError(f"{option} {text}: it has no one width that a direction could have")
     return layers or sorted({site.layer for site in sites}), int(widths.pop())
+
+
+def numbered(model: Model, prompt: str) -> str:
+    """A prompt's tokens with their positions, in one line; of many the first and the last."""
+    pieces = model.pieces(model.tokens(prompt))
+    shown = [f"{i} {visible(piece, 20)}" for i, piece in enumerate(pieces)]
+    listed = shown if len(shown) <= 60 else [*shown[:50], "…", *shown[-9:]]
+    return f"{len(pieces)} token{'s' * (len(pieces) != 1)}: {', '.join(listed)}"
+
+
+def check_positions(model: Model, prompt: str, positions: Iterable[int] | None, option: str) -> None:
+    """Whether a prompt has these positions; None stands for all.
+
+    Raises:
+        UsageError: it has not; the message numbers its tokens.
+    """
+    n = len(model.tokens(prompt))
+    for position in positions or ():
+        if not -n <= position < n:
+            raise click.UsageError(
+                f"{option}: position {position} is out of range, the prompt has {numbered(model, prompt)}"
+            )
 
 
 def rows_of(path: Path, positions: Iterable[int], n_rows: int, held: list[int] | None, n_tokens: int) -> list[int]:

@@ -37,7 +37,7 @@ class _Main(Commands):
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         rows = [record for param in self.get_params(ctx) if (record := param.get_help_record(ctx))]
         with formatter.section("Options, in any combination"):
-            formatter.write_dl(rows, col_max=28)
+            formatter.write_dl(rows, col_max=31)
         commands = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
         with formatter.section("Commands, each with more options (COMMAND --help)"):
             formatter.write_dl([(name, command.get_short_help_str(67)) for name, command in commands])
@@ -52,14 +52,14 @@ class _Main(Commands):
     options_metavar="-p TEXT [OPTIONS]", subcommand_metavar="| COMMAND …",
 )
 @model_option
-@click.option("-p", "--prompt", metavar="TEXT", help="The prompt; alone: its likeliest next tokens.")
+@click.option("-p", "--prompt", metavar="TEXT", help="The prompt; alone: its likeliest tokens.")
 @click.option(
     "--ll", "--logit-lens", "sites", multiple=True, metavar="SITE|all",
     help="What each layer would predict, read at SITE.",
 )
 @click.option(
     "--ll-topk", "--logit-lens-topk", "topk", type=Count(1), metavar="K",
-    help="Tokens that the lens lists for each layer; 10.",
+    help="Tokens that the lens lists per layer; 10.",
 )
 @click.option(
     "-d", "--draw", type=Output(".png"), metavar="PATH.png", help="Draw the attention of all layers and heads."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 import numpy as np
@@ -17,8 +18,13 @@ from ..run import FORMAT, Run
 from ..sites import parse
 from . import output
 from .arguments import Output, Shape, Source
+from .base import check_outputs
 from .output import print_json, shape_text
+from .results import Results, kind_of, result_options
 from .root import cli
+
+if TYPE_CHECKING:
+    from ..grid import Grid
 
 _LONGEST = 100
 
@@ -33,11 +39,12 @@ _LAYER = re.compile(r"(.+?)[-.](\d+)(#.*|)")
 @click.option("--shape", type=Shape(), metavar="N,M", help="Of a raw dump of float32, without a header; one may be -1.")
 @click.option("--site", metavar="SITE", help="What a raw dump, .npy or foreign file is of, such as l_out-15; for --to.")
 @click.option("--to", type=Output(*files.SUFFIXES), metavar="OUT", help="Convert to .safetensors or .npz.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
-def show(path: Path, shape: tuple[int, ...] | None, site: str | None, to: Path | None, as_json: bool) -> None:
+@result_options(saves=False)
+def show(path: Path, shape: tuple[int, ...] | None, site: str | None, to: Path | None, results: Results) -> None:
     """What a file holds; and conversion of files.
 
-    A run, statistics, a state, a control vector, an array, or a raw dump.
+    A run, the result of a sweep, statistics, a state, a control vector, an array, or a raw dump. --topk, --png and
+    --html are for results of sweeps.
 
     Raw dumps are what the --save of Llama.MIA wrote: floats without a header, so --shape tells their lengths.
     """
@@ -46,16 +53,38 @@ def show(path: Path, shape: tuple[int, ...] | None, site: str | None, to: Path |
         raise click.UsageError(f"--shape is for raw dumps; {path.name} says its shape itself")
     if site is not None and to is None:
         raise click.UsageError("--site names what is converted: give --to OUT")
+    made = _result(path)
+    if made is None and (results.png or results.html):
+        raise click.UsageError(f"--png and --html draw results of sweeps, and {path.name} holds none")
+    check_outputs(to, results.png, results.html)
     if suffix == ".gguf":
         found = _control_vector(path, to)
     elif suffix in files.SUFFIXES:
         found = _arrays(path, to, site)
     else:
         found = _array(path, shape, to, site)
-    if as_json:
-        print_json(found)
+    if made is not None:
+        found["files"] = [*found.get("files", []), *results.write(made)]
+    if results.as_json:
+        print_json(found if made is None else {**found, **results.numbers(made)})
+        return
+    if made is not None:
+        # a table says what its file describes
+        _print({**found, "metadata": {}})
+        click.echo()
+        results.show(made)
     else:
         _print(found)
+    output.wrote(found.get("files", ()))
+
+
+def _result(path: Path) -> Grid | None:
+    """The result of a sweep; None where the file holds something else."""
+    if path.suffix.lower() not in files.SUFFIXES:
+        return None
+    with files.opened(path) as file:
+        kind = kind_of(file.format)
+    return None if kind is None else kind.load(path)
 
 
 def _arrays(path: Path, to: Path | None, site: str | None) -> dict:
@@ -159,7 +188,7 @@ def _print(found: dict) -> None:
         if name in ("arrays", "files", "metadata", "tokens"):
             continue
         if name == "pieces":
-            name, value = f"{len(value)} tokens", "|".join(map(plot.visible, value))
+            name, value = f"{len(value)} tokens", "|".join(value)
         click.echo(f"{name:<10}  {_short(value)}")
     described = dict(found.get("metadata", {}))
     described |= described.pop("info", {}) if isinstance(described.get("info"), dict) else {}
@@ -175,7 +204,6 @@ def _print(found: dict) -> None:
         cells = (row["name"] or "-", plot.spans(row["layers"]) or "-", shape_text(row["shape"]), row["type"])
         made.add_row(*map(Text, cells), *[Text(_value(row.get(column))) for column in columns])
     output.show(made)
-    output.wrote(found.get("files", ()))
 
 
 def _decoded(text: str):
@@ -209,5 +237,5 @@ def _value(value) -> str:
 
 
 def _short(value) -> str:
-    text = plot.visible(str(value)).replace("␣", " ")
+    text = " ".join(part and plot.visible(part) for part in str(value).split(" "))
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
