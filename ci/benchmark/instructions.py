@@ -119,12 +119,8 @@ def main() -> int:
     counts = {name: count(path, folder) for name, folder in folders.items()}
     rows = summarise(**counts)
     measured = {"machine": report.machine(1), "rows": rows, "instructions": counts}
-    written = report.write_json("instructions", measured)
-    table(rows).print()
-    print(f"wrote {written.relative_to(ROOT)}")
-    if given.write:
-        report.write_page("instructions", [table(rows)], measured, "python -m ci.benchmark.instructions --write")
-        print(f"wrote the table into {report.PAGE.relative_to(ROOT)}")
+    command = "python -m ci.benchmark.instructions --write"
+    report.publish("instructions", measured, lambda: [table(rows)], command, page=given.write)
     return 0
 
 

@@ -7,8 +7,9 @@ import os
 import platform
 import re
 import subprocess
+import sys
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
@@ -80,6 +81,37 @@ def machine(threads: int) -> dict:
 def load() -> float | None:
     """How many processes wanted to run during the last minute; None where the system does not tell."""
     return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
+
+
+def say(text: str) -> None:
+    """Tells what happens, while it happens."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def publish(
+    name: str, measured: dict, tables: Callable[[], list[Table]], command: str, *, page: bool, copy: Path | None = None
+) -> None:
+    """Writes and prints what was measured.
+
+    Args:
+        name: of the file in ``out/bench``, and of the page's part.
+        measured: all of it; ``"rows"`` are what the tables show.
+        tables: makes them.
+        command: what the page gives to measure it again.
+        copy: a file that gets the rows as well.
+        page: put the tables into the page.
+    """
+    # first of all, so that no table's mistake loses what was measured
+    file = write_json(name, measured)
+    made = tables()
+    for table in made:
+        table.print()
+    print(f"wrote {file.relative_to(ROOT)}")
+    if copy:
+        copy.write_text(json.dumps(measured["rows"], indent=1))
+    if page:
+        write_page(name, made, measured, command)
+        print(f"wrote the tables into {PAGE.relative_to(ROOT)}")
 
 
 def write_json(name: str, measured: dict) -> Path:
