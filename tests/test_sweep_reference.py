@@ -65,8 +65,8 @@ def test_another_order_or_sign_is_noticed():
 def test_with_flash_attention_the_sign_and_order_of_the_largest_effects_stay():
     """llama.cpp casts keys and values to halves there, also those of an F32 cache: the committed bound is out of reach."""
     with interp.Model(models.f32_default(), n_ctx=64, kv_type="f32", flash_attn=True, n_threads=1) as model:
-        for site, reference in COMMITTED.values.items():
-            sweep = sweeps.ours(model, site, COMMITTED.tokens)
+        for site in ("resid_pre", "z"):
+            sweep, reference = sweeps.ours(model, site, COMMITTED.tokens), COMMITTED.values[site]
             assert np.abs(sweep.values - reference).max() <= sweeps.FLASH_BOUND, site
             assert sweeps.ordered_alike(sweep.values, reference, sweep.baseline), site
 

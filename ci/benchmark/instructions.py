@@ -5,8 +5,9 @@
 
 Valgrind's callgrind runs one small program on the unpatched and on the patched library, with one thread, and counts the
 instructions of each decode: building the graph, or seeing that the last one serves again, and computing it. Loading and
-Python are left out. Counts do not depend on what else the machine does, and repeat to the instruction; they tell nothing
-about time that is spent waiting for memory, which the measured table does. A minute or two for each library.
+Python are left out. Counts do not depend on what else the machine does, and repeat to a few thousand: ggml's hash tables
+are keyed by addresses. They tell nothing about time that is spent waiting for memory, which the measured table does. A
+minute or two for each library.
 """
 
 from __future__ import annotations
@@ -118,7 +119,7 @@ def main() -> int:
     path = given.model or str(models.default_gguf())
     counts = {name: count(path, folder) for name, folder in folders.items()}
     rows = summarise(**counts)
-    measured = {"machine": report.machine(1), "rows": rows, "instructions": counts}
+    measured = {"machine": report.machine(1), "model": Path(path).name, "rows": rows, "instructions": counts}
     command = "python -m ci.benchmark.instructions --write"
     report.publish("instructions", measured, lambda: [table(rows)], command, page=given.write)
     return 0

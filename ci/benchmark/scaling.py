@@ -159,7 +159,7 @@ def tables(rows: list[dict]) -> list[report.Table]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=12, help="rounds that count (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=6, help="rounds that count (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=harness.cores(), help="default: %(default)s")
     parser.add_argument("--json", type=Path, help="also write the rows to a file")
     parser.add_argument("--write", action="store_true", help="put the tables into docs/benchmarks.md")
