@@ -27,7 +27,8 @@ def page(tmp_path, monkeypatch):
 def test_a_part_of_the_page_is_replaced_and_the_others_stay(page, name):
     before = page.read_text(encoding="utf-8")
     for number in ("0.125", "0.25"):
-        report.write_page(name, [report.Table("A title", ("case", "ratio"), [("a row", number)])], MEASURED, "measure it")
+        table = report.Table("A title", ("case", "ratio"), [("a row", number)])
+        report.write_page(name, [table], MEASURED, "measure it")
     start, _, rest = page.read_text(encoding="utf-8").partition(f"<!-- {name}: ")
     part, _, end = rest.partition(f"<!-- end of {name} -->")
     assert start == before.partition(f"<!-- {name}: ")[0] and end == before.partition(f"<!-- end of {name} -->")[2]

@@ -4,9 +4,9 @@
     python -m ci.benchmark.instructions --write    and put the table into docs/benchmarks.md
 
 Valgrind's callgrind runs one small program on the unpatched and on the patched library, with one thread, and counts the
-instructions of each decode: building the graph, or seeing that the last one serves again, and computing it. Loading and
-Python are left out. Counts do not depend on what else the machine does, and repeat to a few thousand: ggml's hash tables
-are keyed by addresses. They tell nothing about time that is spent waiting for memory, which the measured table does. A
+instructions of each decode: building the graph, or seeing that the last one serves again, and computing it. Loading
+and Python are left out. Counts do not depend on what else the machine does, and repeat to a few thousand: ggml's hash
+tables are keyed by addresses. They tell nothing about time that is spent waiting for memory, which the measured table does. A
 minute or two for each library.
 """
 
@@ -63,7 +63,8 @@ def count(path: str, folder: Path) -> list[int]:
         sys.exit("valgrind is missing. Install it with: apt-get install valgrind")
     with tempfile.TemporaryDirectory() as scratch:
         command = [
-            valgrind, "--tool=callgrind", "--collect-atstart=no", f"--toggle-collect={DECODE}", f"--dump-after={DECODE}",
+            valgrind, "--tool=callgrind", "--collect-atstart=no",
+            f"--toggle-collect={DECODE}", f"--dump-after={DECODE}",
             f"--callgrind-out-file={scratch}/counts", sys.executable, "-c", PROGRAM, path, str(folder),
         ]  # fmt: skip
         paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
@@ -74,7 +75,10 @@ def count(path: str, folder: Path) -> list[int]:
             sys.exit(f"valgrind failed on {folder}:\n{done.stderr[-2000:]}")
         found = totals(Path(scratch))
     if len(found) != 2 + N_GENERATE:
-        sys.exit(f"callgrind counted {len(found)} decodes of {2 + N_GENERATE}: is {DECODE} still llama.cpp's name for it?")
+        sys.exit(
+            f"callgrind counted {len(found)} decodes of {2 + N_GENERATE}. If llama.cpp renamed {DECODE}, change DECODE in "
+            f"{Path(__file__).name}."
+        )
     return found
 
 

@@ -3,8 +3,8 @@
     python -m ci.benchmark.scaling            measure and show
     python -m ci.benchmark.scaling --write    and put the tables into docs/benchmarks.md
 
-``patch_sweep(…, "resid_pre")`` on random models of the default model's width, F32 with an F32 cache, which differ in their
-layers only. Both prompts begin with the same tokens and differ in all that follow. Of n tokens that differ and l layers
+``patch_sweep(…, "resid_pre")`` on random models of the default model's width, F32 with an F32 cache, which differ in
+their layers only. Both prompts begin with the same tokens and differ in all that follow. Of n tokens that differ and l layers
 there are n * l cells, and a cell runs n / 2 tokens through l / 2 layers on average: twice the tokens should take four
 times as long, and 40 layers (40 / 30)^2 times as long as 30. The models, 1 GB, stay in the cache of the tests' models.
 
@@ -127,7 +127,7 @@ def comparisons(layers, suffixes) -> Iterator[tuple[str, str, str, float]]:
 
 
 def summarise(seconds: harness.Seconds, layers, suffixes) -> list[dict]:
-    """A row for each sweep, with quartiles of its seconds, and one for each comparison, of the ratios within a round."""
+    """A row for each sweep, with quartiles of its seconds; one for each comparison, of the ratios within a round."""
     rows: list[dict] = []
     for case, spent in seconds.items():
         low, middle, high = report.quartiles(spent.values())
@@ -141,16 +141,14 @@ def summarise(seconds: harness.Seconds, layers, suffixes) -> list[dict]:
 
 def tables(rows: list[dict]) -> list[report.Table]:
     """One of seconds and one of ratios."""
-    spent = [
-        (row["case"], report.shown(row["seconds"]), f"{report.shown(row['seconds_low'])} to {report.shown(row['seconds_high'])}")
-        for row in rows
-        if "seconds" in row
-    ]  # fmt: skip
-    ratios = [
-        (row["case"], f"{row['ratio']:.2f}", f"{row['ratio_low']:.2f} to {row['ratio_high']:.2f}", f"at most {row['goal']:.2f}")
-        for row in rows
-        if "ratio" in row
-    ]  # fmt: skip
+    spent, ratios = [], []
+    for row in rows:
+        if "seconds" in row:
+            low, middle, high = (report.shown(row[name]) for name in ("seconds_low", "seconds", "seconds_high"))
+            spent.append((row["case"], middle, f"{low} to {high}"))
+        else:
+            low, middle, high = (f"{row[name]:.2f}" for name in ("ratio_low", "ratio", "ratio_high"))
+            ratios.append((row["case"], middle, f"{low} to {high}", f"at most {row['goal']:.2f}"))
     return [
         report.Table("A sweep of resid_pre", ("case", "seconds", "quartiles"), spent),
         report.Table("How it grows", ("case", "times", "quartiles", "goal"), ratios),
