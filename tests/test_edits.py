@@ -33,23 +33,6 @@ def test_an_edit_of_the_residual_stream_equals_resuming_from_the_edited_values(t
     assert np.array_equal(edited.logits, resumed.logits)
 
 
-def test_resuming_anywhere_equals_the_whole_run_bit_for_bit(each_tiny):
-    whole = each_tiny.run(PROMPT, capture="resid_pre")
-    for layer in range(1, each_tiny.n_layer):
-        resumed = each_tiny.resume(whole["resid_pre", layer], layer, PROMPT)
-        assert np.array_equal(resumed.logits, whole.logits), layer
-
-
-def test_stopping_anywhere_reads_what_the_whole_run_reads(each_tiny):
-    whole = each_tiny.run(PROMPT, capture=("l_out", "attn_scores"))
-    for layer in range(each_tiny.n_layer):
-        stopped = each_tiny.run(PROMPT, capture=("l_out", "attn_scores"), stop_after=layer)
-        assert stopped.logits is None
-        assert stopped.layers("l_out") == list(range(layer + 1))
-        for site in ("l_out", "attn_scores"):
-            assert np.array_equal(stopped[site], whole[site][: layer + 1]), (site, layer)
-
-
 def test_positions_limit_an_edit_exactly(tiny, direction):
     plain = tiny.run(PROMPT, capture="l_out")
     edit = interp.add(at("l_out", layers=2, positions=[1, -1]), direction)
@@ -134,14 +117,6 @@ def test_an_edit_holds_in_generation_and_can_spare_the_prompt(tiny, direction):
     later = tiny.generate(PROMPT, max_tokens=5, capture="l_out", edits=interp.replace(at("l_out", 2, positions="generated"), direction))
     assert np.array_equal(later.run["l_out", 2][:n], plain.run["l_out", 2][:n])
     assert np.allclose(later.run["l_out", 2][n:], direction, atol=1e-6)
-
-
-def test_a_batch_of_prompts_takes_edits_for_each(tiny):
-    prompts = [PROMPT, "Once upon a time"]
-    edits = [[interp.scale("l_out-1", 0.5)], []]
-    runs = tiny.run(prompts, edits=edits)
-    assert np.array_equal(runs[0].logits, tiny.run(prompts[0], edits=edits[0]).logits)
-    assert np.array_equal(runs[1].logits, tiny.run(prompts[1]).logits)
 
 
 #: expressions of an edit beside what numpy gives for the same; x has shape (n_tokens, n_embd), w (n_embd, n_embd)

@@ -1,4 +1,4 @@
-"""Reading and unembedding on small random models of every recipe."""
+"""Reading, unembedding, parts of runs and several prompts, on small random models of every recipe."""
 
 from __future__ import annotations
 
@@ -83,6 +83,40 @@ def test_captures_are_float32_and_finite(model: interp.Model, run: interp.Run):
 
 def test_unembedding_the_last_residual_gives_the_logits_bit_for_bit(model: interp.Model, run: interp.Run):
     assert np.array_equal(model.unembed(run["l_out", model.n_layer - 1]), run.logits)
+
+
+def test_resuming_at_any_layer_gives_the_bits_of_the_whole_run(model: interp.Model, run: interp.Run):
+    whole = model.run(TOKENS, capture="resid_pre")
+    for layer in range(1, model.n_layer):
+        resumed = model.resume(whole["resid_pre", layer], layer, TOKENS, capture=SITES)
+        assert np.array_equal(resumed.logits, run.logits), layer
+        assert resumed.layers("l_out") == list(range(layer, model.n_layer))
+        for site in SITES:
+            assert np.array_equal(resumed[site], run[site][layer:]), (site, layer)
+
+
+def test_stopping_after_any_layer_reads_the_bits_of_the_whole_run(model: interp.Model, run: interp.Run):
+    for layer in range(model.n_layer):
+        stopped = model.run(TOKENS, capture=SITES, stop_after=layer)
+        assert stopped.logits is None
+        assert stopped.layers("l_out") == list(range(layer + 1))
+        for site in SITES:
+            assert np.array_equal(stopped[site], run[site][: layer + 1]), (site, layer)
+
+
+def test_prompts_with_edits_of_their_own_give_the_bits_of_single_runs(model: interp.Model, run: interp.Run):
+    prompts = [TOKENS, TOKENS[::-1][:10]]
+    edits = [[interp.scale("l_out-1", 0.5)], [interp.ablate([(1, 2)])]]
+    together = model.run(prompts, capture=SITES, edits=edits)
+    for prompt, one, found in zip(prompts, edits, together, strict=True):
+        alone = model.run(prompt, capture=SITES, edits=one)
+        assert np.array_equal(found.logits, alone.logits)
+        for site in SITES:
+            assert np.array_equal(found[site], alone[site]), site
+        assert not np.array_equal(found.logits, model.run(prompt).logits), "the edit had no effect"
+    plain = model.run(prompts, edits=[[], edits[1]])
+    assert np.array_equal(plain[0].logits, run.logits)
+    assert np.array_equal(plain[1].logits, together[1].logits)
 
 
 def test_attention_rows_sum_to_one_where_no_sink_takes_a_share(model: interp.Model, run: interp.Run, arch: str):

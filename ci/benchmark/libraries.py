@@ -62,7 +62,8 @@ def ours(path: str, threads: int, subject: str, exact: bool) -> Cases:
     """This project's cases beside other libraries.
 
     Args:
-        exact: F32 cache and no flash attention, which is what the torch libraries compute.
+        exact: F32 cache and no flash attention, which is what the torch libraries compute: flash attention casts keys
+            and values to halves, and moves the logits of a sweep by 7e-3.
     """
     import interp
     from reference import sweeps
@@ -85,6 +86,7 @@ def ours(path: str, threads: int, subject: str, exact: bool) -> Cases:
         generate_resid=generate("l_out"),
         generate_steer=generate(edits=interp.steer("l_out", LAYER, vector(model.n_embd))),
         sweep_resid=lambda: sweeps.ours(model, "resid_pre", pair),
+        sweep_resid_unpruned=lambda: sweeps.ours(model, "resid_pre", pair, prune=False),
         sweep_z=lambda: sweeps.ours(model, "z", pair),
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from . import libraries, torch_peers
 from .harness import Case, Memory, Seconds, Worker
@@ -21,8 +21,12 @@ ROWS = {
     "generate_resid": "the same, residual stream of every layer read",
     "generate_steer": f"the same, steered at layer {LAYER}",
     "sweep_resid": "sweep of the residual stream, 30 layers x 14 positions",
+    "sweep_resid_unpruned": "the same, cells that are known to change nothing run as well",
     "sweep_z": "sweep of the heads' z, 30 layers x 9 heads",
 }
+
+#: row -> how many times as long as ours TransformerLens should take on the same weights, at least
+GOALS = {"sweep_resid": 40, "sweep_resid_unpruned": 10, "sweep_z": 20}
 
 
 @dataclass(frozen=True)
@@ -34,12 +38,18 @@ class Subject:
         weights: Q4_1 is the default model as it comes, F32 the same dequantised.
         rows: the cases that it has.
         slow: those of them that take most of a minute.
+        same: those of them for which another one's measurement stands: it knows no difference between the two.
     """
 
     name: str
     weights: str
     rows: tuple[str, ...]
     slow: tuple[str, ...] = ()
+    same: dict[str, str] = field(default_factory=dict)
+
+    def case(self, row: str) -> str:
+        """The key of the case that is measured for a row."""
+        return f"{self.same.get(row, row)}, {self.name}"
 
     @property
     def base(self) -> str:
@@ -48,7 +58,7 @@ class Subject:
 
 
 _TORCH = ("prefill", "prefill_resid", "prefill_attention", "generate", "generate_resid", "generate_steer")
-_SWEEPS = ("sweep_resid", "sweep_z")
+_SWEEPS = ("sweep_resid", "sweep_resid_unpruned", "sweep_z")
 
 SUBJECTS = (
     Subject(OURS, "Q4_1", tuple(ROWS)),
@@ -56,7 +66,7 @@ SUBJECTS = (
     Subject("llama.cpp, cb_eval", "Q4_1", ("prefill_resid", "generate_resid")),
     Subject(OURS_F32, "F32", tuple(ROWS)),
     Subject("transformers", "F32", _TORCH),
-    Subject("TransformerLens", "F32", _TORCH + _SWEEPS, _SWEEPS),
+    Subject("TransformerLens", "F32", _TORCH + _SWEEPS, _SWEEPS, {"sweep_resid_unpruned": "sweep_resid"}),
     Subject("nnsight", "F32", _TORCH),
 )
 
@@ -87,12 +97,13 @@ def workers(path: str, exact: str, threads: int, folder: str) -> list[Worker]:
 
 def cases(rows: Iterable[str] = tuple(ROWS)) -> list[Case]:
     """Row by row, so that what is compared runs one after the other."""
-    return [
-        Case(f"{row}, {subject.name}", subject.name, row in subject.slow)
+    found = {
+        subject.case(row): Case(subject.case(row), subject.name, row in subject.slow)
         for row in rows
         for subject in SUBJECTS
         if row in subject.rows
-    ]
+    }
+    return list(found.values())
 
 
 def summarise(seconds: Seconds, memory: dict[str, Memory]) -> list[dict]:
@@ -104,13 +115,14 @@ def summarise(seconds: Seconds, memory: dict[str, Memory]) -> list[dict]:
     rows = []
     for row in ROWS:
         for subject in SUBJECTS:
-            spent = seconds.get(f"{row}, {subject.name}")
+            spent = seconds.get(subject.case(row)) if row in subject.rows else None
             if not spent:
                 continue
             low, middle, high = quartiles(spent.values())
             entry = {
                 "row": row, "subject": subject.name, "weights": subject.weights, "rounds": len(spent),
                 "seconds": middle, "seconds_low": low, "seconds_high": high,
+                "goal": GOALS.get(row) if subject.name == "TransformerLens" else None,
             }
             for name, base in (("ratio", subject.base), ("ratio_default", OURS)):
                 of = seconds.get(f"{row}, {base}", {})
@@ -128,17 +140,20 @@ def tables(rows: list[dict]) -> list[Table]:
     """One table for each row of cases, and one of the memory."""
     found = []
     for row, title in ROWS.items():
+        # a column of goals only where there are some
+        goals = ("goal",) if row in GOALS else ()
         lines = [
             (
                 entry["subject"], entry["weights"], shown(entry["seconds"]), _ratio(entry["ratio"]),
+                *(f"at least {entry[goal]}" if entry[goal] else "" for goal in goals),
                 _ratio(entry["ratio_default"]), str(entry["rounds"]),
             )
             for entry in rows
             if entry["row"] == row
         ]
         if lines:
-            title = title.replace("the same", ROWS.get(row.partition("_")[0], ""))
-            heads = ("library", "weights", "seconds", f"times {OURS}", "times its default", "rounds")
+            title = title.replace("the same", ROWS.get(row.rpartition("_")[0], ""))
+            heads = ("library", "weights", "seconds", f"times {OURS}", *goals, "times its default", "rounds")
             found.append(Table(title[0].upper() + title[1:], heads, lines))
     lines = [
         (entry["subject"], entry["weights"], *(_mebibytes(entry[name]) for name in ("bytes", "bytes_used")))

@@ -7,14 +7,17 @@ import os
 import platform
 import re
 import subprocess
+import sys
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
+
+from interp.files import written
 
 from .harness import ROOT, cores
 
@@ -80,11 +83,42 @@ def load() -> float | None:
     return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
 
 
+def say(text: str) -> None:
+    """Tells what happens, while it happens."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def publish(
+    name: str, measured: dict, tables: Callable[[], list[Table]], command: str, *, page: bool, copy: Path | None = None
+) -> None:
+    """Writes and prints what was measured.
+
+    Args:
+        name: of the file in ``out/bench``, and of the page's part.
+        measured: all of it; ``"rows"`` are what the tables show.
+        tables: makes them.
+        command: what the page gives to measure it again.
+        copy: a file that gets the rows as well.
+        page: put the tables into the page.
+    """
+    # first of all, so that no table's mistake loses what was measured
+    file = write_json(name, measured)
+    made = tables()
+    for table in made:
+        table.print()
+    print(f"wrote {file.relative_to(ROOT)}")
+    if copy:
+        copy.write_text(json.dumps(measured["rows"], indent=1))
+    if page:
+        write_page(name, made, measured, command)
+        print(f"wrote the tables into {PAGE.relative_to(ROOT)}")
+
+
 def write_json(name: str, measured: dict) -> Path:
     """Writes ``out/bench/<name>.json``."""
     path = ROOT / "out" / "bench" / f"{name}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
+    with written(path, [".json"], make_folders=True) as unfinished:
+        unfinished.write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
     return path
 
 
@@ -95,25 +129,27 @@ def write_page(name: str, tables: list[Table], measured: dict, command: str) -> 
         ValueError: the page has no such marks.
     """
     text = PAGE.read_text(encoding="utf-8")
-    marks = f"<!-- {name}: written by ci/bench.py -->", f"<!-- end of {name} -->"
-    before, found, rest = text.partition(marks[0])
-    _, closed, after = rest.partition(marks[1])
-    if not found or not closed:
-        raise ValueError(f"{PAGE.name} has no lines {marks[0]} and {marks[1]}")
+    part = re.search(rf"(<!-- {name}: written by [^>]+ -->\n).*?(<!-- end of {name} -->)", text, re.DOTALL)
+    if part is None:
+        raise ValueError(f"{PAGE.name} has no lines <!-- {name}: written by … --> and <!-- end of {name} -->")
     new = [f"```sh\n{command}\n```", _described(measured), *(table.markdown() for table in tables)]
-    PAGE.write_text("\n\n".join([before + marks[0], *new, marks[1] + after]), encoding="utf-8")
+    text = text[: part.end(1)] + "\n" + "\n\n".join(new) + "\n\n" + text[part.start(2) :]
+    with written(PAGE, [".md"]) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
 
 
 def _described(measured: dict) -> str:
     about = measured["machine"]
     # the commit says which llama.cpp and which bindings are pinned, and a page must not repeat the pin
     versions = ", ".join(f"{name} {number}" for name, number in about["versions"].items() if name != "llama-cpp-python")
-    loads = " and ".join(str(n) for n in measured["load"] if n is not None)
+    rounds = f" {measured['rounds']} rounds." if "rounds" in measured else ""
+    loads = " and ".join(str(n) for n in measured.get("load", ()) if n is not None)
     busy = f" Load of the machine before and after: {loads}." if loads else ""
+    threads = f"{about['threads']} thread{'s' if about['threads'] > 1 else ''}"
     text = (
-        f"{about['cpu']}, {about['cores']} cores, {about['memory_gib']} GiB, {about['system']}, {about['threads']} "
-        f"threads, {about['date']}, commit {about['commit']} with the llama.cpp that it pins; "
-        f"Python {about['python']}, {versions}. {measured['rounds']} rounds.{busy}"
+        f"{about['cpu']}, {about['cores']} cores, {about['memory_gib']} GiB, {about['system']}, {threads}, "
+        f"{about['date']}, commit {about['commit']} with the llama.cpp that it pins; "
+        f"Python {about['python']}, {versions}.{rounds}{busy}"
     )
     return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False)
 

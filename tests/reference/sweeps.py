@@ -43,6 +43,9 @@ SITES = {
 #: how far a cell may be from theirs, in logits; the logit difference of the pair moves by 11
 BOUND = 1e-3
 
+#: the same with flash attention, which rounds keys and values to halves
+FLASH_BOUND = 2e-2
+
 #: how far two computations of the reference may lie apart
 CHECK_BOUND = 2e-4
 
@@ -117,13 +120,13 @@ def theirs(model: Any, site: str, tokens: Pair, cells: Sequence[tuple[int, int]]
     return found.numpy().astype(np.float64)
 
 
-def ours(model: Any, site: str, tokens: Pair) -> Any:
-    """The same sweep by this package: a `Sweep`."""
+def ours(model: Any, site: str, tokens: Pair, prune: bool = True) -> Any:
+    """The same sweep by this package: a `Sweep`. `prune` False runs also the cells that are known to change nothing."""
     import interp
 
     metric = interp.logit_diff(tokens.answer, tokens.instead)
     return interp.patch_sweep(
-        model, tokens.clean, tokens.corrupted, site, metric, per_head=site == "z", progress=False
+        model, tokens.clean, tokens.corrupted, site, metric, per_head=site == "z", progress=False, prune=prune
     )
 
 
