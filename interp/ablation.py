@@ -18,10 +18,11 @@ from .errors import EditError, RunError, SiteError
 from .grid import Grid, LayerGrid, check_metric, measured, metric_name
 from .mean_sweep import MeanSweep
 from .patching import ablate, mean_value
+from .prompts import around
 from .run import Run
 from .several import averaged
 from .sites import Site, at
-from .sweep import Plan, around, plan_of
+from .sweep import Plan, plan_of
 
 if TYPE_CHECKING:
     from .model import Model

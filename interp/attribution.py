@@ -12,7 +12,7 @@ from .errors import ModelError, RunError, SiteError
 from .grid import Grid
 from .run import Run
 from .sites import at
-from .sweep import around
+from .prompts import around
 from .vocab import one_token
 
 if TYPE_CHECKING:

@@ -163,7 +163,7 @@ def run_group(
     given = [plain.on_stream(cell, start) for cell in group]
     program = Program(model._table, capture, _edits(group, given), len(plain.tokens), start, last_layer)
     with plain.filled() as handle:
-        callbacks = program.install(lib, handle)
+        callbacks = model._install(program, handle)
         try:
             lib.pack_queries(handle)
             if start:

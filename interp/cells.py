@@ -108,8 +108,7 @@ class Plain:
         self.model, self.tokens = model, tokens
         self._starts = sorted({k for k in layers if residual(model, k - 1)})
         streams = [at("l_out", layers=[k - 1 for k in self._starts])] if self._starts else []
-        self._capture = [*capture, *streams]
-        self.run = self._fill(self._capture)
+        self.run = self._fill([*capture, *streams])
 
     def __enter__(self) -> Plain:
         return self
@@ -131,8 +130,14 @@ class Plain:
 
     @contextmanager
     def filled(self) -> Iterator[int]:
-        """The library's handle, and the plain run in the cache, even if another run had taken its place."""
+        """The library's handle, and the plain run in the cache, even if another run had taken its place.
+
+        Raises:
+            RunError: a prefix was put in force meanwhile.
+        """
         while True:
+            if self.model.n_prefix:
+                raise RunError("A prefix was put in force while a sweep was running; begin it before, or afterwards.")
             if not self._is_filled:
                 self._fill(())
             with self.model._locked() as handle:

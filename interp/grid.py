@@ -123,6 +123,14 @@ class Grid:
 
     #: how its files begin, and what messages call it
     _FORMAT: ClassVar[str]
+
+    #: the classes by their format: what a file may hold
+    kinds: ClassVar[dict[str, type[Grid]]] = {}
+
+    def __init_subclass__(cls):
+        if "_FORMAT" in vars(cls):
+            cls.kinds[cls._FORMAT] = cls
+
     _KIND: ClassVar[str] = "sweep"
 
     #: whether effects may be negative

@@ -285,19 +285,10 @@ class MeanSweep(LayerGrid):
 
     @classmethod
     def _of_parts(cls, file: files.ArrayFile) -> MeanSweep:
-        made = {kind._FORMAT: kind for kind in _kinds()}[json.loads(file.texts["of"])]
+        made = cls.kinds[json.loads(file.texts["of"])]
         each, described = file["each"], json.loads(file.texts["results"])
         results = [made(values=values, **rest) for values, rest in zip(each, described, strict=True)]
         return cls.of(results, json.loads(file.texts["n_given"]))
-
-
-def _kinds() -> list[type[Grid]]:
-    # these modules take lists of prompts, and so import this one
-    from .ablation import AblationSweep, KnockoutSweep
-    from .path_patching import PathPatch
-    from .sweep import Sweep
-
-    return [Sweep, PathPatch, AblationSweep, KnockoutSweep]
 
 
 # // over prompts

@@ -15,10 +15,11 @@ from .cells import Cell, Plain, Rows, serial
 from .errors import RunError, SiteError
 from .grid import Grid, check_metric, measured, metric_name
 from .mean_sweep import MeanSweep
+from .prompts import DIRECTIONS, check_pair, two_prompts
 from .run import Run
 from .several import averaged
 from .sites import At, Key, Site, SiteTable, at
-from .sweep import DIRECTIONS, Plan, check_pair, plan_of, two_prompts
+from .sweep import Plan, plan_of
 
 if TYPE_CHECKING:
     from .model import Model

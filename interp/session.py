@@ -230,9 +230,7 @@ class Context:
             if program.offset != self.n_prefix:
                 raise RunError("The prefix was changed while this run waited for another one. Run it again.")
             with self._memory(handle, keep):
-                callbacks = program.install(self._lib, handle)
-                if self._graph_functions:
-                    callbacks += (program.show_graphs(self._lib, handle, self._graph_functions),)
+                callbacks = self._install(program, handle)
                 try:
                     if stop is not None:
                         self._lib.stop_set(handle, stop.name.encode(), stop.layer, stop.occurrence)
@@ -246,6 +244,13 @@ class Context:
                     if self._handle:
                         self._lib.program_clear(handle)
                     del callbacks
+
+    def _install(self, program: Program, handle: int) -> tuple[Callable, ...]:
+        """Hand a program to the library, and its graphs to whoever asked for them; see :meth:`Program.install`."""
+        callbacks = program.install(self._lib, handle)
+        if self._graph_functions:
+            callbacks += (program.show_graphs(self._lib, handle, self._graph_functions),)
+        return callbacks
 
     def _decode(
         self,

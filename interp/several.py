@@ -14,6 +14,7 @@ from .grid import Grid, check_metric, progress_bar
 from .mean_sweep import MeanSweep, shared_positions
 from .metrics import LogitDiff, Probability
 from .model import is_batch
+from .prompts import check_pair
 from .run import Run
 from .sites import at
 
@@ -84,7 +85,8 @@ def _cases(sweep, given: dict, prompts: tuple[str, ...], noun: str) -> list[dict
             check_metric(metric, sweep.__name__)
             case |= {name: model._prompt(case[name]) for name in prompts}
             if len(prompts) > 1:
-                _check_pair(model, *(case[name] for name in prompts))
+                pair = [case[name] for name in prompts]
+                check_pair(*pair, *map(model.pieces, pair))
             _check_tokens(model, metric)
     if len({tuple(case["keys"]) for case in cases if "keys" in case}) > 1:
         raise RunError("keys= holds dictionaries of different names: a line of the mean needs keys in every prompt.")
@@ -106,13 +108,6 @@ def _check_lengths(lists: dict, prompts: tuple[str, ...]) -> None:
         if len(value) != n:
             one = " One for all may stand alone." if name == "metric" else ""
             raise RunError(f"{first} has {n} entries and {name} has {len(value)}: give as many.{one}")
-
-
-def _check_pair(model, *tokens: list[int]) -> None:
-    # the sweeps import this module
-    from .sweep import check_pair
-
-    check_pair(*tokens, *map(model.pieces, tokens))
 
 
 def _check_tokens(model, metric) -> None:

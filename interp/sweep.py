@@ -15,17 +15,13 @@ from .cells import Cell, Plain, Rows, first_layer
 from .errors import RunError, SiteError
 from .grid import Grid, check_metric, measured, metric_name
 from .mean_sweep import MeanSweep
+from .prompts import DIRECTIONS, check_pair, two_prompts
 from .run import Run
 from .several import averaged
 from .sites import At, Site, SiteTable, at, parse
 
 if TYPE_CHECKING:
     from .model import Model
-
-FORMAT = "llama-interp sweep 1"
-
-DIRECTIONS = ("denoise", "noise")
-
 
 @averaged("clean", "corrupted")
 def patch_sweep(
@@ -137,24 +133,6 @@ def _pruned(plan: Plan, plain: Plain, source: Run, cells: list[Cell]) -> Iterato
 def _differ(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Whether two arrays differ in any bit, without the last axis."""
     return (np.ascontiguousarray(a).view(np.int32) != np.ascontiguousarray(b).view(np.int32)).any(axis=-1)
-
-
-def check_pair(clean: list[int], corrupted: list[int], *pieces: list[str]) -> None:
-    """
-    Raises:
-        RunError: the two prompts are of different lengths, or the same.
-    """
-    if len(clean) != len(corrupted):
-        shown = "; ".join(
-            f"{name}: {' '.join(map(repr, part[:40]))}{' …' if len(part) > 40 else ''}"
-            for name, part in zip(("clean", "corrupted"), pieces)
-        )
-        raise RunError(
-            f"The clean prompt has {len(clean)} tokens and the corrupted one {len(corrupted)}: position by position, "
-            f"they must have the same number. Reword one of them. {shown}"
-        )
-    if clean == corrupted:
-        raise RunError("The clean and the corrupted prompt are the same: patching one into the other changes nothing.")
 
 
 @dataclass(frozen=True)
@@ -271,7 +249,7 @@ class Sweep(Grid):
     clean: float
     corrupted: float
 
-    _FORMAT = FORMAT
+    _FORMAT = "llama-interp sweep 1"
 
     def __repr__(self) -> str:
         n_rows, n_columns = self.values.shape
@@ -341,24 +319,3 @@ class Sweep(Grid):
             f"layer {cell.layer}, {where}\n{self.metric} {cell.value:.4f}\n"
             f"effect {cell.effect:+.4f}\nnormalized {cell.normalized:.3f}"
         )
-
-
-def two_prompts(pair: tuple[list[str], list[str]], values: tuple[float, float], width: int) -> list[str]:
-    """The clean and the corrupted prompt in a line each, around the first token in which they differ."""
-    first = next((i for i, (a, b) in enumerate(zip(*pair)) if a != b), 0)
-    return [
-        f"{name}: {around(part, first, width)} ({value:.2f})".replace("(-", "(−")
-        for name, part, value in zip(("clean", "corrupted"), pair, values)
-    ]
-
-
-def around(pieces: list[str], first: int, width: int) -> str:
-    """A prompt in at most ``width`` columns; where it is longer, what lies around one of its tokens."""
-    text = plot.visible("".join(pieces)).replace("␣", " ").strip()
-    if plot.columns(text) <= width:
-        return text
-    start = first
-    while start > 0 and plot.columns("".join(pieces[start - 1 : first + 1])) < width // 2:
-        start -= 1
-    text = ("… " if start else "") + "".join(pieces[start:]).strip()
-    return plot.visible(text, width).replace("␣", " ")

@@ -241,6 +241,34 @@ def test_a_metric_may_run_the_model(tiny):
     assert np.allclose(again.values, plain.values, atol=1e-6)
 
 
+def test_a_prefix_that_a_metric_begins_is_refused(tiny, monkeypatch):
+    monkeypatch.setattr(tiny, "_n_seq_max", 4)  # several decodes
+
+    def metric(run) -> float:
+        metric.calls += 1
+        if metric.calls == 4:
+            tiny.prefix("something else")
+        return METRIC(run)
+
+    metric.calls = 0
+    try:
+        with pytest.raises(interp.RunError, match="prefix"):
+            interp.patch_sweep(tiny, CLEAN, CORRUPTED, "l_out", metric, method="batched")
+    finally:
+        tiny.prefix(None)
+
+
+def test_graphs_of_a_sweep_are_shown(tiny):
+    graphs = []
+    tiny.on_graph(graphs.append)
+    try:
+        interp.patch_sweep(tiny, CLEAN, CORRUPTED, "z", METRIC, per_head=True, layers=[1], method="batched")
+    finally:
+        tiny.on_graph(None)
+    # two plain runs, and a decode whose edit has added nodes
+    assert len(graphs) == 3 and any(node.added_by == "patch" for node in graphs[-1].nodes)
+
+
 def test_another_thread_may_use_the_model_meanwhile(tiny):
     plain = interp.patch_sweep(tiny, CLEAN, CORRUPTED, "z", METRIC, per_head=True, method="batched")
     expected, done, wrong = tiny.run("something else").logits, threading.Event(), []

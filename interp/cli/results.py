@@ -14,7 +14,7 @@ import click
 from .. import files
 from ..errors import RunError
 from ..mean_sweep import MeanSweep
-from ..sweep import check_pair
+from ..prompts import check_pair
 from ..vocab import one_token
 from . import output
 from .arguments import Count, Output
@@ -241,14 +241,3 @@ def _fields_of(made: Grid) -> dict:
         if hasattr(made.results[0], "normalized"):
             found["normalized"] = made.normalized
     return found
-
-
-def kind_of(format: str | None) -> type[Grid] | None:
-    """The class of results that are saved in a format; None where it is none of theirs."""
-    import interp
-
-    kinds = (
-        interp.Sweep, interp.AblationSweep, interp.KnockoutSweep, interp.PathPatch, interp.Attribution,
-        interp.InductionScores, interp.MeanSweep,
-    )
-    return {kind._FORMAT: kind for kind in kinds}.get(format)

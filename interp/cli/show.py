@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 import numpy as np
@@ -14,17 +13,15 @@ from .. import files, plot
 from ..arrays import load_array, save_array
 from ..control import ControlVector
 from ..errors import FileError
+from ..grid import Grid
 from ..run import FORMAT, Run
 from ..sites import parse
 from . import output
 from .arguments import Output, Shape, Source
 from .base import check_outputs
 from .output import print_json, shape_text
-from .results import Results, kind_of, result_options
+from .results import Results, result_options
 from .root import cli
-
-if TYPE_CHECKING:
-    from ..grid import Grid
 
 _LONGEST = 100
 
@@ -83,7 +80,7 @@ def _result(path: Path) -> Grid | None:
     if path.suffix.lower() not in files.SUFFIXES:
         return None
     with files.opened(path) as file:
-        kind = kind_of(file.format)
+        kind = Grid.kinds.get(file.format)
     return None if kind is None else kind.load(path)
 
 
