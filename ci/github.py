@@ -37,7 +37,8 @@ class GitHub:
 
     def find_issue(self, label: str) -> int | None:
         """The number of the oldest open issue with a label. Lists are current at once, which a search is not."""
-        found = self._ask("GET", "issues", {"labels": label, "state": "open", "per_page": 100}, fail="cannot list issues")
+        query = {"labels": label, "state": "open", "per_page": 100}
+        found = self._ask("GET", "issues", query, fail="cannot list issues")
         # for GitHub a pull request is an issue too
         return min((one["number"] for one in found if "pull_request" not in one), default=None)
 
@@ -76,14 +77,16 @@ class GitHub:
     # // runs
 
     def start_workflow(self, file: str, branch: str) -> None:
-        self._ask("POST", f"actions/workflows/{file}/dispatches", {"ref": branch}, fail=f"cannot start {file} on {branch}")
+        path = f"actions/workflows/{file}/dispatches"
+        self._ask("POST", path, {"ref": branch}, fail=f"cannot start {file} on {branch}")
 
     def last_success(self, file: str) -> datetime:
         """When a workflow last passed on the base branch, or, where it never has, when it was set up."""
         path, fail = f"actions/workflows/{file}", f"cannot read the runs of {file}"
         query = {"branch": self.base, "status": "success", "per_page": 1}
         runs = self._ask("GET", f"{path}/runs", query, fail=fail)["workflow_runs"]
-        return datetime.fromisoformat(runs[0]["updated_at"] if runs else self._ask("GET", path, fail=fail)["created_at"])
+        said = runs[0]["updated_at"] if runs else self._ask("GET", path, fail=fail)["created_at"]
+        return datetime.fromisoformat(said)
 
 
 def _environment() -> dict[str, str]:

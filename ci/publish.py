@@ -1,7 +1,7 @@
 """Makes a night's rebase known: one pull request while it passes, one issue while it fails, never a second of either.
 
     python ci/publish.py night --repository OWNER/NAME --reports DIR --legs LEG …
-        DIR holds a folder for each leg: ``status`` (a word: success, failure, cancelled) and the files of
+        DIR holds a folder for each leg: ``status`` (a word: success, failure, cancelled) and the reports of
         ``ci/rebase.py --out``. All passed: what ``ci/rebase.py --write`` left in patches/ is committed on a branch of
         its own, and its pull request opened or refreshed; the issue is closed. Else the issue is opened or refreshed.
     python ci/publish.py fresh --repository OWNER/NAME
@@ -29,8 +29,9 @@ if __package__ in (None, ""):
 from ci import repo
 from ci.github import GitHub
 from ci.project import BuildError, Pin, Project
+from ci.steps import read_json
 
-BRANCH = "nightly-rebase"
+BRANCH = "rebase/nightly"
 
 #: what the one issue is found by
 LABEL = "nightly-rebase"
@@ -51,7 +52,8 @@ class Leg:
     """One machine's part of a night.
 
     Attributes:
-        result: ``success``, another word of the workflow's, or ``no result`` where nothing came back.
+        result: ``success``, another word of the workflow's, or ``no result`` where nothing came back; with the stage of
+            ci/rebase.py that failed, if one did.
         report: the Markdown report, empty where there is none.
     """
 
@@ -70,7 +72,8 @@ def read_leg(reports: Path, name: str) -> Leg:
         path = reports / name / file
         return path.read_text(encoding="utf-8").strip() if path.is_file() else ""
 
-    return Leg(name, text("status") or "no result", text("report.md"))
+    stage = read_json(reports / name / "report.json").get("failed_stage")
+    return Leg(name, (text("status") or "no result") + (f": {stage}" if stage else ""), text("report.md"))
 
 
 def night(github: GitHub, project: Project, legs: list[Leg], run: str | None) -> int:
@@ -112,8 +115,8 @@ def push(project: Project, pin: Pin) -> bool:
 
     here, (name, email) = git.Repo(project.root).git, repo.IDENTITY
     why = (
-        "Why: the series applies on this commit, and the library made of it builds and passes the tests on every leg of\n"
-        "the nightly run. The pin and the exported patches are as ci/rebase.py --write left them."
+        "Why: the series applies on this commit, and what is built of it passes the tests on every leg of the night.\n"
+        "The pin and the exported patches are as ci/rebase.py --write left them."
     )
     who = {f"GIT_{role}_{field}": value for role in ("AUTHOR", "COMMITTER")
            for field, value in (("NAME", name), ("EMAIL", email))}
@@ -141,7 +144,7 @@ def body(legs: list[Leg], shown: Leg, run: str | None) -> str:
 
 
 def quiet(text: str) -> str:
-    """Markdown in which no name is called and nothing is linked to or closed: the words are those of upstream's authors.
+    """Markdown in which no name is called and nothing is linked or closed: the words are those of upstream's authors.
 
     A plain link to an issue or commit of another project leaves a line there; GitHub's redirecting host does not.
     """
@@ -175,16 +178,16 @@ def fresh(github: GitHub, now: datetime) -> int:
         return 0
     print(f"error: {said}; {STALE.days} are allowed. Look at the runs of nightly.yml, or start one.", file=sys.stderr)
     if not github.find_issue(LABEL):
-        text = f"{said[0].upper()}{said[1:]}.\n\nEither it no longer runs, or it ends before it can say why: see its runs."
-        github.put_issue(LABEL, "The nightly rebase has not passed for days", text)
+        why = "Either it no longer runs, or it ends before it can say why: see its runs."
+        github.put_issue(LABEL, "The nightly rebase has not passed for days", f"{said[0].upper()}{said[1:]}.\n\n{why}")
     return 1
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     verbs = parser.add_subparsers(dest="verb", required=True)
-    one, two = verbs.add_parser("night", help="publish a night's result"), verbs.add_parser("fresh", help="is it stale?")
-    for verb in (one, two):
+    one = verbs.add_parser("night", help="publish a night's result")
+    for verb in (one, verbs.add_parser("fresh", help="fail if no night has passed for three days")):
         verb.add_argument("--repository", metavar="OWNER/NAME", default=os.environ.get("GITHUB_REPOSITORY"),
                           help="where to publish (default: $GITHUB_REPOSITORY)")
     one.add_argument("--reports", type=Path, required=True, metavar="DIR", help="holds a folder for each leg")

@@ -1,4 +1,4 @@
-"""ci/publish.py: a night opens one pull request or one issue, refreshes what is open, and touches nothing of upstream's.
+"""ci/publish.py: a night opens one pull request or one issue, refreshes what is open, and leaves upstream alone.
 
 ``gh`` is a small program that keeps a repository's issues and pull requests in a file.
 """
@@ -105,13 +105,19 @@ def test_a_leg_that_brought_nothing_back_has_failed(github, project, state, tmp_
     assert issue["title"].endswith(": cuda (no result)") and "wrote no report" in issue["body"]
 
 
+def test_the_title_names_the_stage_that_failed(github, project, state, tmp_path):
+    upstream.write(tmp_path, {"night/linux-gcc/report.json": '{"version": 1, "failed_stage": "apply"}'})
+    publish.night(github, project, legs(tmp_path, linux_gcc="failure", cuda="success"), None)
+    assert state()["issues"][0]["title"] == "The nightly rebase fails: linux-gcc (failure: apply)"
+
+
 def test_success_without_a_report_is_no_success(tmp_path):
     upstream.write(tmp_path, {"linux-gcc/status": "success\n"})
     assert not publish.read_leg(tmp_path, "linux-gcc").passed
 
 
 def test_a_pull_request_with_the_label_is_not_taken_for_the_issue(github, project, state, tmp_path):
-    state(issues=[{"number": 3, "state": "open", "labels": [publish.LABEL], "title": "", "body": "", "pull_request": {}}])
+    state(issues=[{"number": 3, "state": "open", "labels": [publish.LABEL], "pull_request": {}}])
     publish.night(github, project, legs(tmp_path), None)
     assert [issue["number"] for issue in state()["issues"]] == [3, 4]
 
@@ -159,7 +165,7 @@ def test_a_night_without_news_pushes_nothing(github, project, state, tmp_path):
 def test_a_push_that_fails_opens_no_pull_request(github, project, state, tmp_path):
     bump(project, "news")
     repo.git(project.root, "remote", "set-url", "origin", str(tmp_path / "absent"))
-    with pytest.raises(BuildError, match="cannot publish nightly-rebase"):
+    with pytest.raises(BuildError, match="cannot publish rebase/nightly"):
         publish.night(github, project, legs(tmp_path, linux_gcc="success", cuda="success"), None)
     assert state()["pulls"] == []
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import build
-from ci.project import ROOT
+from ci.project import ROOT, Project
 
 yaml = pytest.importorskip("ruamel.yaml", reason="check-jsonschema is installed by: python3 build.py test")
 
@@ -75,9 +75,9 @@ def test_actions_are_pinned_to_a_major_version_at_least():
 def test_only_the_jobs_that_publish_may_write():
     writing = {(file, name) for file, name, job in jobs() if "write" in job.get("permissions", {}).values()}
     assert writing == WRITERS
-    assert {file.name: workflow(file.name)["permissions"] for file in FILES} == dict.fromkeys(
-        ("ci.yml", "nightly.yml"), {"contents": "read"}
-    )
+    assert {file.name: workflow(file.name)["permissions"] for file in FILES} == {
+        "ci.yml": {"contents": "read"}, "nightly.yml": {"contents": "read"},
+    }
 
 
 def test_no_other_job_sees_a_token():
@@ -114,12 +114,17 @@ def test_what_is_published_waits_for_every_leg():
     assert set(published.split("--legs ")[1].split()) == legs
     assert set(night["publish"]["needs"]) == set(night) - {"publish"}
     # each leg's result and report arrive under its name, also when a step before failed
-    uploads = [step for job in (night["rebase"], night["cuda"]) for step in job["steps"] if "upload" in step.get("uses", "")]
+    steps = night["rebase"]["steps"] + night["cuda"]["steps"]
+    uploads = [step for step in steps if "upload" in step.get("uses", "")]
     assert [step["with"]["name"] for step in uploads] == ["${{ matrix.leg }}", "cuda"]
     assert all(step["if"] == "always()" for step in uploads)
+    files = [[Path(line).name for line in step["with"]["path"].split()] for step in uploads]
+    assert files == [["status", "report.json", "report.md"]] * 2
 
 
-def test_all_legs_take_the_same_commit():
+def test_all_legs_take_the_same_commit_of_the_pinned_repository():
+    # ci/rebase.py fetches the pinned commit from there only where the two addresses are the same
+    assert workflow("nightly.yml")["env"]["UPSTREAM"] == Project().pin().repository
     rebases = [line for line in lines() if "rebase.py" in line]
     assert len(rebases) == 3 and all('--upstream "$UPSTREAM" --ref "$COMMIT"' in line for line in rebases)
 
