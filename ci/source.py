@@ -165,6 +165,10 @@ def _fetch_sdist(project: Project, pin: Pin, origin: Origin, tree: Path) -> None
     unpacked = temporary(tree.with_name("unpacked"))
     try:
         unpack_repository(archive, unpacked)
+        # the pin moves every night, and the archive of the bindings only when they are released
+        if origin.path is None and not repo.has_commit(unpacked, pin.commit):
+            _fetch_git(project, pin, origin, tree)
+            return
         repo.fetch(tree, unpacked, pin.commit)
     finally:
         remove(unpacked)

@@ -116,6 +116,6 @@ def _hunks(tree: Path, otherwise: str) -> str:
 
 
 def _open_rest(tree: Path, files: list[Path]) -> None:
-    """Stops at the same conflict with the later patches queued behind it, so that one ``--continue`` goes on to them."""
+    """Stops at the same conflict with the later patches queued behind it, so that ``--continue`` goes on to them."""
     repo.git(tree, "am", "--abort")
     repo.asks(tree, *_AM, *map(str, files))

@@ -34,7 +34,8 @@ def parse(arguments: list[str] | None, description: str) -> argparse.Namespace:
     parser.add_argument("--tests", type=shlex.split, default=shlex.split(TESTS), metavar="ARGS",
                         help="what the test stage gives to pytest (default: what depends on the library)")
     parser.add_argument("--backend", choices=BACKENDS, default="cpu", help="default: %(default)s")
-    parser.add_argument("--jobs", "-j", type=_positive, default=2, metavar="N", help="compilers at a time (%(default)s)")
+    parser.add_argument("--jobs", "-j", type=_positive, default=2, metavar="N",
+                        help="compilers at a time (%(default)s)")
     parser.add_argument("--write", action="store_true",
                         help="where every stage passed: move the pin and export the patches, ready to commit")
     return parser.parse_args(arguments)

@@ -1,4 +1,4 @@
-"""The stages after apply: compile the moved series, compare layouts and symbols, and run the tests on the new library."""
+"""The stages after apply: compile the moved series, compare layouts and symbols, run the tests on the new library."""
 
 from __future__ import annotations
 
@@ -52,9 +52,8 @@ def abi(moved: Project, store: Store, lib: Path) -> tuple[dict, str | None]:
     Raises:
         BuildError: the library does not load.
     """
-    printed = run(
-        [sys.executable, "-c", _PROBE], cwd=moved.root, env=_environment(moved, lib), fail="the new library does not load"
-    )
+    probe, env = [sys.executable, "-c", _PROBE], _environment(moved, lib)
+    printed = run(probe, cwd=moved.root, env=env, fail="the new library does not load")
     found = json.loads(printed.splitlines()[-1])
     upstream, why = layouts.compare(store)
     found |= {"upstream_structs": upstream, "upstream_structs_unknown": why}

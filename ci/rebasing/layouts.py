@@ -1,4 +1,4 @@
-"""Layouts of llama.cpp's public structs at both commits: their sizes and the offset of each field, as a compiler says."""
+"""Layouts of llama.cpp's public structs at both commits: sizes and the offset of each field, as a compiler says."""
 
 from __future__ import annotations
 

@@ -24,8 +24,8 @@ def render(found: dict) -> str:
 
 def _commits(found: dict) -> str:
     old, new, changes = found["old"], found["new"], found["changes"]
-    rows = [("old", f"`{old['commit']}`", old["tag"])]
-    rows.append(("new", f"`{new['commit']}`" if new["kind"] == "git" else "a tree without history", new["tag"] or "unknown"))
+    commit = f"`{new['commit']}`" if new["kind"] == "git" else "a tree without history"
+    rows = [("old", f"`{old['commit']}`", old["tag"]), ("new", commit, new["tag"] or "unknown")]
     count = "unknown"
     if changes:
         count = f"unknown: {changes['commits_unknown']}" if changes["commits"] is None else str(changes["commits"])
@@ -58,8 +58,8 @@ def _changes(changes: dict | None) -> str:
         return ""
     rows, commits = [], []
     for file in changes["patched_files"]:
-        log = file["commits"]
-        rows.append((f"`{file['file']}`", f"+{file['added']} -{file['removed']}", "unknown" if log is None else len(log)))
+        log, size = file["commits"], f"+{file['added']} -{file['removed']}"
+        rows.append((f"`{file['file']}`", size, "unknown" if log is None else len(log)))
         if log:
             commits.append(f"`{file['file']}`\n\n" + "\n".join(f"- {line}" for line in log))
     archs = changes["architectures"]
@@ -79,7 +79,8 @@ def _abi(abi: dict | None) -> str:
     if abi is None:
         return ""
     wrong = [*abi["differences"], *(f"{name}: the library lacks it" for name in abi["missing_symbols"])]
-    lines = "\n".join(f"- {line}" for line in wrong) or f"All {abi['fields']} fields and {abi['symbols']} symbols agree."
+    right = f"All {abi['fields']} fields and {abi['symbols']} symbols agree."
+    lines = "\n".join(f"- {line}" for line in wrong) or right
     rows = [(f"`{s['name']}`", _offset(s["old"]), _offset(s["new"])) for s in abi["upstream_structs"]]
     theirs = _table(("upstream's structs (none crosses by value)", "old", "new"), rows) if rows else (
         f"Upstream's own structs: {abi['upstream_structs_unknown'] or 'no difference'}."

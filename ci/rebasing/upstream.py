@@ -87,7 +87,7 @@ def _remote_names(tree: Path, url: str) -> dict[str, str]:
         lines = repo.git(tree, "ls-remote", url).splitlines()
     except BuildError as error:
         said = str(error).splitlines()[1].strip()
-        raise BuildError(f"{url} does not answer as a git repository ({said}). Check --upstream and the network.") from error
+        raise BuildError(f"{url} does not answer as a git repository ({said}). Is --upstream right?") from error
     return {name: commit for commit, name in (line.split("\t") for line in lines if "\t" in line)}
 
 
