@@ -4,6 +4,7 @@
     python ci/rebase.py --upstream ~/llama.cpp --ref master --stage apply           only whether the series applies
     python ci/rebase.py --upstream llama_cpp_python.tar.gz --ref origin/master      from a source archive
     python ci/rebase.py --upstream URL --write                                      where all is well, move the pin too
+    python ci/rebase.py --upstream URL --stage apply --find-break                   which commit broke the series
 
 The stages are apply, build, abi and test; the first that fails ends the run, and report.json and report.md in --out say
 what it met. docs/rebase.md describes both. Everything happens in a scratch folder in --out; only --write changes the
@@ -23,7 +24,7 @@ if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from ci.project import BuildError, Project
-from ci.rebasing import arguments, markdown, moved, upstream
+from ci.rebasing import arguments, breaking, markdown, moved, upstream
 from ci.rebasing.session import Session
 from ci.steps import Lock, Report, remove, sweep, temporary, write_json
 
@@ -56,6 +57,8 @@ def _run(project: Project, args, report: Report) -> int:
         store = upstream.open_store(project, project.pin(), args.upstream, args.ref, scratch, report)
         session = Session(project, store, args, scratch, report)
         found = session.run()
+        if args.find_break and (stage := found["failed_stage"]) in args.stage:
+            found["break"] = breaking.find(project, store, args, scratch, stage, report)
         if args.write and found["result"] == "passed":
             found["written"] = moved.write(project, session.moved)
             report.line("written", ", ".join(found["written"]) or "nothing: the project stands there already")

@@ -135,6 +135,43 @@ def test_a_patched_file_that_vanished_is_a_conflict(project, clone):
     assert code == 1 and report["new"]["commit"] == head and report["patches"][0]["result"] == "conflict"
 
 
+def test_the_commit_that_broke_the_series_is_found(project, clone):
+    for i in range(3):
+        move(clone, {"src/other.cpp": f"{i}\n"})
+    guilty = move(clone, lines(line_13="line 13, upstream"), "rewrite line 13")
+    for i in range(3, 6):
+        move(clone, {"src/other.cpp": f"{i}\n"})
+    code, report = run(project, clone, "--find-break")
+    assert code == 1 and report["break"]["commit"] == guilty and report["break"]["subject"].endswith("rewrite line 13")
+    assert report["break"]["stage"] == "apply" and 2 <= len(report["break"]["tried"]) <= 3
+    # the head's half-merged tree is kept all the same
+    assert "<<<<<<<" in (project.root / "out/tree/src/llama.cpp").read_text()
+    assert guilty in (project.root / "out/report.md").read_text()
+
+
+def test_a_break_in_later_stages_is_searched_with_those_only(project, clone, monkeypatch):
+    for i in range(4):
+        move(clone, {"src/other.cpp": f"{i}\n"})
+    commits = repo.git(clone, "rev-list", "--reverse", f"{project.pin().commit}..HEAD").split()
+
+    def build(_moved, store, *_):
+        if (store.tree / "src/other.cpp").read_text() >= "2":
+            raise rebase.BuildError("does not compile")
+        return store.tree, "pretended"
+
+    monkeypatch.setattr(checks, "build", build)
+    monkeypatch.setattr(checks, "abi", lambda *_: pytest.fail("abi was run"))
+    code, report = run(project, clone, "--find-break", stage="apply,build,abi")
+    assert code == 1 and report["break"]["stage"] == "build" and report["break"]["commit"] == commits[2]
+
+
+def test_without_history_no_commit_is_blamed(project, clone, tmp_path):
+    move(clone, lines(line_3="line 3, upstream"))
+    folder = shutil.copytree(clone, tmp_path / "plain", ignore=shutil.ignore_patterns(".git"))
+    found = run(project, folder, "--find-break")[1]["break"]
+    assert found["commit"] is None and "without history" in found["unknown"]
+
+
 # // what upstream may be
 
 

@@ -36,6 +36,10 @@ def parse(arguments: list[str] | None, description: str) -> argparse.Namespace:
     parser.add_argument("--backend", choices=BACKENDS, default="cpu", help="default: %(default)s")
     parser.add_argument("--jobs", "-j", type=_positive, default=2, metavar="N",
                         help="compilers at a time (%(default)s)")
+    parser.add_argument("--find-break", action="store_true",
+                        help="where a stage fails, also search for the first upstream commit at which it does")
+    parser.add_argument("--bench", type=Path, metavar="LIB",
+                        help="also time the new library beside this one, the pin's (a folder, as build/cpu/lib)")
     parser.add_argument("--write", action="store_true",
                         help="where every stage passed: move the pin and export the patches, ready to commit")
     return parser.parse_args(arguments)

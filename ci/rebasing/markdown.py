@@ -13,9 +13,11 @@ def render(found: dict) -> str:
         ]),
         _details(found),
         _patches(found),
+        _break(found["break"]),
         _changes(found["changes"]),
         _abi(found["abi"]),
         _tests(found["tests"]),
+        _bench(found["bench"]),
         f"## Range-diff\n\n{_fence(found['range_diff'], 'diff')}" if found["range_diff"] else "",
         "## Written\n\n" + "\n".join(f"- `{name}`" for name in found["written"]) if found["written"] else "",
     ]
@@ -51,6 +53,13 @@ def _patches(found: dict) -> str:
             f"3. `{third}`",
         ]))
     return "\n\n".join(parts)
+
+
+def _break(found: dict | None) -> str:
+    if found is None:
+        return ""
+    said = f"`{found['commit']}` {found['subject']}" if found["commit"] else f"unknown: {found['unknown']}"
+    return f"## First commit at which {found['stage']} fails\n\n{said} ({len(found['tried'])} commits tried)"
 
 
 def _changes(changes: dict | None) -> str:
@@ -97,6 +106,15 @@ def _tests(tests: dict | None) -> str:
         return ""
     counts = f"{tests['passed']} passed, {tests['failed']} failed, {tests['skipped']} skipped."
     return "\n".join(["## Tests", "", counts, *(f"- `{name}`" for name in tests["failures"])])
+
+
+def _bench(rows: list[dict] | None) -> str:
+    if rows is None:
+        return ""
+    lines = [
+        (row["case"], *(f"{row[name]:.3f}" for name in ("seconds", "ratio", "ratio_low", "ratio_high"))) for row in rows
+    ]
+    return f"## Speed\n\n{_table(('case', 'seconds', 'ratio to the pin', 'first quartile', 'third quartile'), lines)}"
 
 
 def _names(names: list[str]) -> str:

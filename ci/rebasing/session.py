@@ -42,10 +42,12 @@ class Session:
             "patches": [],
             "range_diff": "",
             "recover": [],
+            "break": None,
             "changes": None,
             "build_seconds": None,
             "abi": None,
             "tests": None,
+            "bench": None,
             "written": [],
             "branch": moved.BRANCH,
         }
@@ -60,6 +62,8 @@ class Session:
                 self._note(name, "skipped", 0.0, f"{self.found['failed_stage']} failed")
             else:
                 self._stage(name, work[name])
+        if self.args.bench and self.lib and not self.found["failed_stage"]:
+            self._stage("bench", self._bench)
         self._stage("report", self._describe)
         return self.found
 
@@ -128,6 +132,13 @@ class Session:
         counts = self.found["tests"]
         line = f"{counts['passed']} passed, {counts['failed']} failed, {counts['skipped']} skipped"
         return f"{line}\n{wrong}" if wrong else line, not wrong
+
+    def _bench(self) -> tuple[str, bool]:
+        # imported here, because what it needs comes with the package's own requirements
+        from ci.rebasing import speed
+
+        self.found["bench"] = speed.compare(self.project, self.args.bench.resolve(), self.lib, self.report)
+        return ", ".join(f"{row['case']} {row['ratio']:.3f} of the pin's time" for row in self.found["bench"]), True
 
     def _describe(self) -> tuple[str, bool]:
         files = [file for patch in self.found["patches"] for file in patch["files"]]
