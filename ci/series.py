@@ -88,10 +88,11 @@ def apply(tree: Path, patches: Path, report: Report | None = None, since: str | 
     for i, name in enumerate(names, start=1):
         if report:
             report.line("applying", f"{name} ({i}/{len(names)})")
-        _apply_one(tree, patches, name, f"{i}/{len(names)}", since)
+        apply_one(tree, patches, name, f"{i}/{len(names)}", since)
 
 
-def _apply_one(tree: Path, patches: Path, name: str, place: str, since: str | None) -> None:
+def apply_one(tree: Path, patches: Path, name: str, place: str, since: str | None) -> None:
+    """Applies one patch as a commit; ``place`` says which of how many it is. For the rest see :func:`apply`."""
     _bytes(patches, name)
     try:
         # -3 falls back on a merge when the context moved; --keep-cr and --whitespace keep the bytes as they are
@@ -99,12 +100,13 @@ def _apply_one(tree: Path, patches: Path, name: str, place: str, since: str | No
     except BuildError as error:
         conflicts = repo.git(tree, "diff", "--name-only", "--diff-filter=U").split()
         # a patch that lacks the blobs for a merge leaves no file in conflict: name those that it wanted
-        files = conflicts or _touched(_text(patches, name))
+        files = conflicts or touched(_text(patches, name))
         upstream = _upstream_commits(tree, files, since)
         raise ApplyError(_explain(name, place, files, upstream, str(error)), name, conflicts) from error
 
 
-def _touched(patch: str) -> list[str]:
+def touched(patch: str) -> list[str]:
+    """The files that a patch changes."""
     return re.findall(r"^diff --git a/\S+ b/(\S+)$", patch, re.M)
 
 
@@ -140,7 +142,7 @@ def export(tree: Path, patches: Path) -> list[str]:
     """
     if changed := repo.changes(tree):
         raise BuildError(f"{tree} has changes that no commit holds: commit them first.\n    " + "\n    ".join(changed))
-    commits, known = _commits(tree), {subject(_text(patches, name)): name for name in read(patches)}
+    commits, known = commits_of(tree), {subject(_text(patches, name)): name for name in read(patches)}
     texts = [format_patch(tree, commit) for commit in commits]
     written = {known.get(subject(text)) or slug(subject(text)): text for text in texts}
     if len(written) < len(commits):
@@ -179,7 +181,8 @@ def format_patch(tree: Path, commit: str) -> str:
     return text
 
 
-def _commits(tree: Path) -> list[str]:
+def commits_of(tree: Path) -> list[str]:
+    """The commits above the base, the first one first."""
     return repo.git(tree, "rev-list", "--reverse", f"{repo.BASE_REF}..HEAD").split()
 
 
@@ -226,13 +229,13 @@ def roundtrip(unpatched: Path, patches: Path, scratch: Path) -> list[str]:
     try:
         copy_tree(unpatched, scratch)
         apply(scratch, patches)
-        again = [format_patch(scratch, commit).encode() for commit in _commits(scratch)]
+        again = [format_patch(scratch, commit).encode() for commit in commits_of(scratch)]
         return [name for name, text in zip(read(patches), again, strict=True) if text != _bytes(patches, name)]
     finally:
         remove(scratch)
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None, project: Project | None = None) -> int:
     from ci.source import resolve, unpatched_tree
 
     parser = argparse.ArgumentParser(
@@ -243,16 +246,22 @@ def main(arguments: list[str] | None = None) -> int:
     work.add_argument("--source", default="sdist", help="sdist, git, or the path of a clone or archive")
     out = verbs.add_parser("export", help="write patches/ from the commits of a working copy")
     out.add_argument("--tree", type=Path, help="the working copy (default: build/src/work)")
+    out.add_argument("--move-pin", action="store_true", help="the commit below the series becomes the pin")
     args = parser.parse_args(arguments)
 
-    project, report = Project(), Report()
+    project, report = project or Project(), Report()
     try:
         if args.verb == "work":
             pin = project.pin()
             tree = unpatched_tree(project, pin, resolve(pin, args.source), report)
             report.line("work", str(working_copy(project, tree, report)))
         else:
-            names = export(args.tree or project.src / "work", project.patches)
+            tree = args.tree or project.src / "work"
+            names = export(tree, project.patches)
+            if args.move_pin:
+                from ci.rebasing.moved import move_pin
+
+                move_pin(project, repo.git(tree, "rev-parse", repo.BASE_REF).strip(), None)
             report.line("exported", f"{len(names)} patches to {project.patches}")
     except BuildError as error:
         print(f"error: {error}", file=sys.stderr)

