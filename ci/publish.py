@@ -29,9 +29,8 @@ if __package__ in (None, ""):
 from ci import repo
 from ci.github import GitHub
 from ci.project import BuildError, Pin, Project
+from ci.rebasing.moved import BRANCH
 from ci.steps import read_json
-
-BRANCH = "rebase/nightly"
 
 #: what the one issue is found by
 LABEL = "nightly-rebase"
