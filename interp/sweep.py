@@ -56,7 +56,7 @@ def patch_sweep(
         progress: a bar on the standard error; None: where that is a terminal.
         method: ``"batched"``: many cells are sequences of one decode; ``"serial"``: each is a run of its own; None:
             batched where the model can. In F32 the two agree within 1e-4 of a logit. Quantised weights are multiplied
-            with quantised activations, and these may round to another step: on the default model, by up to 0.2.
+            with quantised activations, and these may round to another step: on the default model, up to half a logit.
         prune: leave out the cells that are known to change nothing, as all before the first token that differs.
 
     Returns:
