@@ -7,6 +7,7 @@ import contextlib
 import json
 import math
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -104,7 +105,7 @@ class Cell(NamedTuple):
 
 
 @dataclass(eq=False)
-class Grid:
+class Grid(ABC):
     """What the results of all sweeps share. Each adds what its rows and columns are.
 
     Attributes:
@@ -136,7 +137,6 @@ class Grid:
     #: whether effects may be negative
     _SIGNED: ClassVar[bool] = True
 
-
     def __repr__(self) -> str:
         return f"<{self._title()}, values {self.values.shape}>"
 
@@ -145,12 +145,13 @@ class Grid:
     #: what values are compared with
     baseline: ClassVar[float]
 
+    @abstractmethod
     def _shape(self) -> tuple[int, ...]:
         """Of the values."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _title(self) -> str:
-        raise NotImplementedError
+        """What was measured, of which model."""
 
     def _lines(self, _width: int) -> list[str]:
         """What stands below the title of a picture, in lines of so many characters."""
@@ -176,8 +177,9 @@ class Grid:
         found = [str(cell.layer)] if cell.head is None else [str(cell.layer), str(cell.head)]
         return [*found, f"{cell.value:.3f}", f"{cell.effect:+.3f}"]
 
+    @abstractmethod
     def _columns(self) -> list[str]:
-        raise NotImplementedError
+        """Their names, across."""
 
     def _across(self) -> str:
         """What the columns are."""
@@ -316,6 +318,9 @@ class Grid:
 
 class LayerGrid(Grid):
     """A grid whose values have layers on the last axis: drawn as lines over the layers."""
+
+    def _columns(self) -> list[str]:
+        return list(map(str, self.layers))
 
     def _names(self) -> list[str]:
         """Of the lines."""

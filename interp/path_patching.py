@@ -15,7 +15,7 @@ from .cells import Cell, Plain, Rows, serial
 from .errors import RunError, SiteError
 from .grid import Grid, check_metric, measured, metric_name
 from .mean_sweep import MeanSweep
-from .prompts import DIRECTIONS, check_pair, two_prompts
+from .prompts import read_pair, two_prompts
 from .run import Run
 from .several import averaged
 from .sites import At, Key, Site, SiteTable, at
@@ -67,13 +67,8 @@ def path_patch(
             in which no head can be frozen.
     """
     check_metric(metric, "path_patch")
-    if direction not in DIRECTIONS:
-        raise RunError(f'direction={direction!r}: give "denoise" or "noise".')
     check_method(method)
-    tokens = [model._prompt(prompt) for prompt in (clean, corrupted)]
-    pieces = [model.pieces(part) for part in tokens]
-    check_pair(*tokens, *pieces)
-    into = 1 if direction == "denoise" else 0
+    tokens, pieces, into = read_pair(model, clean, corrupted, direction)
     plan = plan_of(model, len(tokens[into]), "z", True, None, None)
     if len(plan.sites) < model.n_layer:
         without = next(layer for layer in range(model.n_layer) if layer not in plan.sites)

@@ -2,11 +2,33 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from . import plot
 from .errors import RunError
 
+if TYPE_CHECKING:
+    from .model import Model
+
 #: which of the two is run: the corrupted one, with clean values, or the clean one, with corrupted values
 DIRECTIONS = ("denoise", "noise")
+
+
+def read_pair(model: Model, clean, corrupted, direction: str) -> tuple[list[list[int]], list[list[str]], int]:
+    """Two prompts, texts or token ids, of which one is patched into the other.
+
+    Returns:
+        The tokens of both, their pieces, and which of the two is run: 0 is the clean one.
+
+    Raises:
+        RunError: they are of different lengths, or the same; or there is no such direction.
+    """
+    if direction not in DIRECTIONS:
+        raise RunError(f'direction={direction!r}: give "denoise" or "noise".')
+    tokens = [model._prompt(prompt) for prompt in (clean, corrupted)]
+    pieces = [model.pieces(part) for part in tokens]
+    check_pair(*tokens, *pieces)
+    return tokens, pieces, 1 if direction == "denoise" else 0
 
 
 def check_pair(clean: list[int], corrupted: list[int], *pieces: list[str]) -> None:

@@ -12,10 +12,10 @@ import numpy as np
 from . import plot
 from .batched import check_method, run_cells
 from .cells import Cell, Plain, Rows, first_layer
-from .errors import RunError, SiteError
+from .errors import SiteError
 from .grid import Grid, check_metric, measured, metric_name
 from .mean_sweep import MeanSweep
-from .prompts import DIRECTIONS, check_pair, two_prompts
+from .prompts import read_pair, two_prompts
 from .run import Run
 from .several import averaged
 from .sites import At, Site, SiteTable, at, parse
@@ -69,13 +69,8 @@ def patch_sweep(
         SiteError: an unknown site, layer or position, or a site without heads or tokens.
     """
     check_metric(metric, "patch_sweep")
-    if direction not in DIRECTIONS:
-        raise RunError(f'direction={direction!r}: give "denoise" or "noise".')
     check_method(method)
-    tokens = [model._prompt(prompt) for prompt in (clean, corrupted)]
-    pieces = [model.pieces(part) for part in tokens]
-    check_pair(*tokens, *pieces)
-    into = 1 if direction == "denoise" else 0
+    tokens, pieces, into = read_pair(model, clean, corrupted, direction)
     plan = plan_of(model, len(tokens[into]), site, per_head, layers, positions)
 
     source = model.run(tokens[1 - into], [plan.selector], logits="last")

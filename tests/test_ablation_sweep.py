@@ -11,6 +11,7 @@ from PIL import Image
 import interp
 import models
 from interp.cells import Plain
+from interp.grid import Grid
 from test_plot import page
 
 PROMPT = "When Mary and John went to the store, John gave a drink to"
@@ -183,3 +184,9 @@ def test_ctrl_c_returns_the_finished_part_and_the_model_works(tiny, made, tmp_pa
     assert "interrupted" in repr(part)
     part.plot(tmp_path / "part.png")
     part.html(tmp_path / "part.html")
+
+
+def test_every_kind_of_result_says_all_that_a_grid_asks_of_it():
+    assert len(Grid.kinds) == 7 and not any(kind.__abstractmethods__ for kind in Grid.kinds.values())
+    with pytest.raises(TypeError, match="abstract"):
+        Grid(values=np.zeros(1), metric="", model="", layers=[0], complete=True)

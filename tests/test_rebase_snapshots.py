@@ -31,6 +31,8 @@ def test_the_series_applies_without_a_conflict(name, tmp_path):
         archive = source.download(project, package or project.pin().sdist)
         source.download(project, project.pin().sdist)
     except BuildError as error:
+        if "cannot download" not in str(error):  # a file with another hash is no missing network
+            raise
         pytest.skip(f"the archive cannot be had: {str(error).splitlines()[0]}")
     given = ["--upstream", str(archive), "--out", str(tmp_path), "--stage", "apply", *(["--ref", ref] if ref else [])]
     code = rebase.main(given)
