@@ -1,4 +1,18 @@
-"""llama-interp: look inside any GGUF model, and change what you find, at llama.cpp's own speed."""
+"""llama-interp: look inside any GGUF model, and change what you find, at llama.cpp's own speed.
+
+Where things are, and where new ones go:
+
+- a model and its runs: ``model``, on ``session`` (one run at a time), ``program`` (what a run reads and changes), ``run``
+- an edit: ``edits``; one that takes values from other runs: ``patching``; what it is written in: ``graph`` and ``trace``
+- a name for a tensor: ``aliases`` (roles on every architecture), ``sites`` (selectors)
+- an analysis of one run: a module of its own, as ``lens``, ``attention``, ``attribution``
+- a sweep: it makes ``cells`` and gives them to ``batched``, and returns a ``grid``; see ``ablation`` for a short one.
+  ``several`` averages it over prompts, as a ``mean_sweep``
+- a metric: ``metrics``; a picture: ``plot/``; a command: ``cli/``; a kind of file: ``files``
+- the border to the library: ``header`` (structs and prototypes), ``native`` (finding and checking it)
+
+A backend is no matter of this package: ``ci/toolchain.py`` has how each is built, and nothing here asks which it is.
+"""
 
 from .ablation import AblationSweep, KnockoutSweep, ablation_sweep, knockout_sweep
 from .arrays import load_array, save_array
