@@ -385,9 +385,18 @@ static void cut_after_stop(llama_interp_build & build) {
     auto * gf  = build.gctx.gf;
     auto * res = build.gctx.res;
 
+    // a branch that ggml_build_forward_select left out has inputs that nobody sets, so it must not be computed now
+    std::vector<int32_t> flags;
+    for (const ggml_tensor * node : build.stop_nodes) {
+        flags.push_back(node->flags);
+    }
+
     ggml_graph_clear(gf);
     for (ggml_tensor * node : build.stop_nodes) {
         ggml_build_forward_expand(gf, node);
+    }
+    for (size_t i = 0; i < flags.size(); ++i) {
+        build.stop_nodes[i]->flags = flags[i];
     }
 
     res->t_logits      = nullptr;
