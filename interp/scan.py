@@ -14,9 +14,6 @@ _N_TOKENS = 13
 #: the smallest context in which they can be: they are listed twice, the second time with one token more
 MIN_BATCH = _N_TOKENS + 1
 
-#: an input that stays empty when a prompt comes as tokens
-_UNUSED = {"inp_embd"}
-
 _HEADED = {"Qcur", "Kcur", "Vcur", "Qcur_normed", "Kcur_normed", "q_pe", "k_pe"}
 
 _NORMED = {"Qcur_normed": "Qcur", "Kcur_normed": "Kcur"}
@@ -35,7 +32,6 @@ def scan(lib: native.Library, handle: int, n_embd: int, n_vocab: int) -> list[Si
     return [
         _describe(info, counts[info.name, info.il], n_heads.get((info.name.decode(), info.il), 0), n_embd, n_vocab)
         for info in found
-        if info.name.decode() not in _UNUSED
     ]
 
 

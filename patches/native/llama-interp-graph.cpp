@@ -322,6 +322,33 @@ static void scan_add(llama_interp * interp, const ggml_tensor * cur, const char 
     snprintf(site.name, sizeof(site.name), "%s", name);
 
     interp->sites.push_back(site);
+    interp->build->sites.push_back(cur);
+}
+
+// where a graph has a branch for each kind of batch, only one of them is computed (ggml_build_forward_select): what
+// belongs to the others, and the inputs that only they use, hold nothing that could be read
+static void drop_left_out_sites(llama_interp * interp) {
+    auto * gf = interp->build->gctx.gf;
+
+    std::unordered_set<const ggml_tensor *> used;
+    std::unordered_set<const ggml_tensor *> left_out;
+    for (int i = 0; i < ggml_graph_n_nodes(gf); ++i) {
+        const ggml_tensor * node = ggml_graph_node(gf, i);
+        if (node->flags & GGML_TENSOR_FLAG_COMPUTE) {
+            used.insert(std::begin(node->src), std::end(node->src));
+        } else {
+            left_out.insert(node);
+        }
+    }
+
+    std::vector<llama_interp_site> kept;
+    for (size_t i = 0; i < interp->sites.size(); ++i) {
+        const ggml_tensor * t = interp->build->sites[i];
+        if (t->op == GGML_OP_NONE ? used.count(t) > 0 : left_out.count(t) == 0) {
+            kept.push_back(interp->sites[i]);
+        }
+    }
+    interp->sites = std::move(kept);
 }
 
 void llama_interp_graph_tensor(const llm_graph_context & gctx, ggml_tensor *& cur, const char * name, int il) {
@@ -508,6 +535,7 @@ bool llama_interp_graph_end(const llm_graph_context & gctx) {
 
     if (interp->scanning) {
         check_weights(build.gctx.gf);
+        drop_left_out_sites(interp);
     }
     if (!interp->scanning && !interp->failed) {
         if (build.stopped) {

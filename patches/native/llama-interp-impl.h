@@ -212,6 +212,8 @@ struct llama_interp_build {
 
     std::map<std::pair<std::string, int32_t>, int32_t> counts;
 
+    std::vector<const ggml_tensor *> sites; // while scanning: the tensor of each
+
     std::vector<ggml_tensor *> stop_nodes; // what a run that ends early needs
     const ggml_tensor *        stopped = nullptr; // at this tensor
 

@@ -159,7 +159,8 @@ struct llama_interp_site {
     char     name[64];
 };
 
-// build a graph of n_tokens without running it and list its named tensors in order; returns their number
+// build a graph of n_tokens without running it and list its named tensors in order, but for what is not computed when a
+// batch comes as tokens; returns their number
 LLAMA_API int32_t llama_interp_scan(struct llama_interp * interp, int32_t n_tokens);
 
 LLAMA_API int32_t llama_interp_scan_get(const struct llama_interp * interp, int32_t i, struct llama_interp_site * site);
