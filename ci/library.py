@@ -207,8 +207,21 @@ def _publish(target: Target, tree: Path) -> None:
         "series": series.read(target.project.patches) if target.patched else [],
         "flags": dict(sorted(target.settings.items())),
         "compiler": toolchain.version(toolchain.cxx()),
+        "compile_seconds": _compile_seconds(target.folder / "cmake" / ".ninja_log"),
     })
     publish_folder(scratch, target.lib)
+
+
+def _compile_seconds(log: Path) -> float | None:
+    """What all objects took together, each as it was last compiled: a build that goes on from another one counts whole.
+    None where ninja left no log."""
+    if not log.is_file():
+        return None
+    took = {}
+    for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
+        if len(fields := line.split("\t")) == 5 and fields[3].endswith((".o", ".obj")):
+            took[fields[3]] = int(fields[1]) - int(fields[0])
+    return round(sum(took.values()) / 1000, 1)
 
 
 def share(target: Target, report: Report) -> None:

@@ -13,10 +13,12 @@ from pathlib import Path
 
 import pytest
 
+import git_server
 import upstream
 from ci import rebase, repo, series
 from ci.project import ROOT, Project
 from ci.rebasing import changes, checks, layouts, markdown
+from ci.rebasing.upstream import open_store
 from ci.steps import Report
 
 PATCHES = ("first-hook.patch", "second-hook.patch")
@@ -210,6 +212,34 @@ def test_a_shallow_history_does_not_invent_a_count(project, clone, tmp_path):
     assert code == 0 and report["changes"]["commits"] is None and "shallow" in report["changes"]["commits_unknown"]
 
 
+def test_from_a_host_the_history_comes_but_not_every_file_of_it(project, clone, tmp_path):
+    move(clone, {"src/other.cpp": "between\n"})
+    unseen = repo.git(clone, "rev-parse", "HEAD:src/other.cpp").strip()
+    head = move(clone, lines(line_11="line 11, upstream") | {"src/other.cpp": "new\n"})
+    with git_server.serve(tmp_path) as (url, requests):
+        code, report = run(project, f"{url}/clone")
+        assert code == 0 and report["new"] == {"commit": head, "tag": None, "kind": "git"}
+        assert [p["result"] for p in report["patches"]] == ["clean", "merged"]
+        assert report["changes"]["commits"] == 2 and len(report["changes"]["patched_files"][0]["commits"]) == 1
+        # contents are asked for by the checkout, all together
+        assert len(requests) < 25
+        tree = open_store(project, project.pin(), f"{url}/clone", None, tmp_path / "scratch", Report()).tree
+    objects = repo.git(tree, "cat-file", "--batch-all-objects", "--batch-check")
+    assert head in objects and unseen not in objects
+
+
+def test_a_conflict_from_a_host_can_be_resolved_without_it(project, clone, tmp_path):
+    move(clone, lines(line_3="line 3, upstream"))
+    with git_server.serve(tmp_path) as (url, _):
+        code, report = run(project, f"{url}/clone")
+    assert code == 1 and "line 3, upstream" in report["patches"][0]["hunks"]
+    tree = project.root / "out/tree"
+    upstream.write(tree, lines(line_3="line 3, upstream, hooked"))
+    repo.git(tree, "add", "-A")
+    repo.git(tree, "am", "--continue")
+    series.main(["export", "--tree", str(tree)], project)
+
+
 # // bad input: one line, exit code 2, no report
 
 
@@ -251,7 +281,7 @@ def test_a_dirty_project_is_refused_before_anything_is_done(project, clone, caps
     assert not (project.root / "out").exists()
 
 
-@pytest.mark.parametrize("bad", [["--stage", "nonsense"], ["--stage", "build"], ["--jobs", "0"], []])
+@pytest.mark.parametrize("bad", [["--stage", "nonsense"], ["--stage", "build"], ["--jobs", "0"], ["--bench", "nowhere"], []])
 def test_a_bad_command_line(bad, clone):
     with pytest.raises(SystemExit) as error:
         rebase.main([*bad] if not bad else ["--upstream", str(clone), *bad])
@@ -296,27 +326,90 @@ def test_without_write_the_project_is_untouched(project, clone):
     assert run(project, clone)[0] == 0 and repo.changes(project.root) == []
 
 
-def test_a_killed_run_leaves_the_project_as_it_was_and_the_next_one_cleans_up(project, clone):
+#: runs rebase, and kills itself at the n-th event of those that start a process or change a file
+KILLED_CHILD = """
+import os, signal, sys
+from pathlib import Path
+from ci import rebase
+from ci.project import Project
+left = int(sys.argv[1])
+def count(event, args):
+    global left
+    if event in ("subprocess.Popen", "os.rename", "os.mkdir") or event == "open" and args[1] in ("w", "wb"):
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+sys.addaudithook(count)
+code = rebase.main(sys.argv[3:], Project(Path(sys.argv[2])))
+print("events", -left)
+sys.exit(code)
+"""
+
+
+def test_killed_at_any_moment_the_project_is_as_it_was_and_the_next_run_cleans_up(project, clone):
     move(clone, lines(line_11="line 11, upstream"))
-    code = (
-        "import sys, time; from ci import rebase; from ci.rebasing import apply; from ci.project import Project;"
-        "apply.series.apply_one = lambda *a, **k: time.sleep(60);"
-        "rebase.main(sys.argv[2:], Project(__import__('pathlib').Path(sys.argv[1])))"
-    )
-    out = project.root / "out"
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, str(project.root), "--upstream", str(clone), "--out", str(out), "--write"],
-        env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL,
-    )
-    deadline = time.monotonic() + 60
-    while not list(out.glob(".work.*/tree/.git/refs/llama-interp/base")) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert list(out.glob(".work.*")) and not (out / "report.json").exists()
-    assert repo.changes(project.root) == []
+    out, written = project.root / "out", {f"patches/{name}" for name in (*PATCHES, "upstream.toml")}
+
+    def child(events: int, *arguments: str) -> subprocess.CompletedProcess:
+        given = ["--upstream", str(clone), "--out", str(out), "--stage", "apply", *arguments]
+        return subprocess.run([sys.executable, "-c", KILLED_CHILD, str(events), str(project.root), *given],
+                              env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+
+    done = child(0)
+    events = int(done.stdout.split()[-1])
+    assert done.returncode == 0 and events > 50
+    # a run that writes has more events at its end than the one that was counted: each of those is tried
+    for event in [*range(1, events, events // 6), *range(events, events + 20)]:
+        killed = child(event, "--write")
+        changed = {line[3:] for line in repo.changes(project.root)}
+        if killed.returncode == 0:
+            assert changed == written
+            break
+        assert killed.returncode == -signal.SIGKILL, killed.stderr
+        assert changed <= written
+        assert not changed or event > events, "changed before every stage had passed"
+        repo.git(project.root, "checkout", "-q", "--", "patches")
+        assert repo.changes(project.root) == []
+    else:
+        pytest.fail("no run came to its end")
     assert run(project, clone)[0] == 0
     assert not list(out.glob(".work.*"))
+
+
+def test_the_new_library_is_timed_beside_the_pins_where_that_is_there(project, clone, monkeypatch, tmp_path):
+    from ci.rebasing import speed
+
+    timed = []
+
+    def compare(_project, old, new, _report):
+        timed.append((old, new))
+        return [{"case": "prefill", "seconds": 0.5, "ratio_low": 0.9, "ratio": 1.01, "ratio_high": 1.1}]
+
+    counts = {"passed": 1, "failed": 0, "skipped": 0, "failures": [], "selection": [], "exit_code": 0}
+    monkeypatch.setattr(checks, "build", lambda *_: (tmp_path, "pretended"))
+    monkeypatch.setattr(checks, "abi", lambda *_: ({"fields": 1, "symbols": 1, "differences": [], "missing_symbols": [],
+                                                    "upstream_structs": [], "upstream_structs_unknown": None}, None))
+    monkeypatch.setattr(checks, "test", lambda *_: (counts, None))
+    monkeypatch.setattr(speed, "compare", compare)
+
+    def bench(*arguments: str) -> tuple[int, dict, str]:
+        code, report = run(project, clone, *arguments, stage="apply,build,abi,test")
+        return code, report, next(stage["result"] for stage in report["stages"] if stage["name"] == "bench")
+
+    code, report, result = bench()
+    assert (code, report["bench"], report["build_ratio"], result, timed) == (0, None, None, "skipped", [])
+    pinned = checks.target(project, project.pin().commit, "cpu")
+    for lib, seconds in ((pinned.lib, 100.0), (tmp_path, 120.0)):
+        lib.mkdir(parents=True, exist_ok=True)
+        (lib / "manifest.json").write_text(json.dumps({"key": pinned.key, "compile_seconds": seconds}))
+    code, report, result = bench()
+    assert (code, report["build_ratio"], result, timed) == (0, 1.2, "passed", [(pinned.lib, tmp_path)])
+    text = (project.root / "out/report.md").read_text()
+    assert "1.200 of the pin's time to compile" in text and "| prefill | 0.500 | 1.010 |" in text
+    assert bench("--bench", "none")[2] == "skipped"
+    monkeypatch.setattr(speed, "compare", lambda *_: (_ for _ in ()).throw(rebase.BuildError("no model")))
+    # a figure that cannot be had fails a run only if it was asked for
+    assert bench()[::2] == (0, "skipped") and bench("--bench", str(pinned.lib))[::2] == (1, "failed")
 
 
 # // the stages and the report

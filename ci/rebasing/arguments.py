@@ -12,6 +12,9 @@ from ci.toolchain import BACKENDS
 #: in the order in which they run; "report" is written whatever happens
 STAGES = ("apply", "build", "abi", "test")
 
+#: of ``--bench``: no timing
+NONE = "none"
+
 #: tests of what the library computes. The tools' own tests do not depend on it; the bindings' structs match the pin
 #: alone, so what loads the library through them says nothing about another commit
 TESTS = "--ignore=tests/test_attach.py --ignore=tests/test_build.py --ignore=tests/test_patches.py " \
@@ -39,8 +42,9 @@ def parse(arguments: list[str] | None, description: str) -> argparse.Namespace:
                         help="compilers at a time (%(default)s)")
     parser.add_argument("--find-break", action="store_true",
                         help="where a stage fails, also search for the first upstream commit at which it does")
-    parser.add_argument("--bench", type=Path, metavar="LIB",
-                        help="also time the new library beside this one, the pin's (a folder, as build/cpu/lib)")
+    parser.add_argument("--bench", type=_library, default=None, metavar="LIB",
+                        help="the pin's library, which the new one is timed beside (default: the one in build/, where "
+                        "it is current); none: no timing")
     parser.add_argument("--write", action="store_true",
                         help="where every stage passed: move the pin and export the patches, ready to commit")
     return parser.parse_args(arguments)
@@ -53,6 +57,15 @@ def _stages(text: str) -> list[str]:
     if names != list(STAGES[: len(names)]):
         raise argparse.ArgumentTypeError(f"a stage needs those before it: give the first of {','.join(STAGES)}")
     return names
+
+
+def _library(text: str) -> Path | str:
+    if text == NONE:
+        return NONE
+    path = Path(text)
+    if not (path / "manifest.json").is_file():
+        raise argparse.ArgumentTypeError(f"{text} holds no library that build.py made (as build/cpu/lib does)")
+    return path.resolve()
 
 
 def _positive(text: str) -> int:

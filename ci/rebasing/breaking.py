@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ci import repo
 from ci.project import BuildError, Project
+from ci.rebasing.arguments import NONE
 from ci.rebasing.changes import count_commits
 from ci.rebasing.session import Session
 from ci.rebasing.upstream import Head, Store
@@ -36,7 +37,7 @@ def find(project: Project, store: Store, args: argparse.Namespace, scratch: Path
     tree = shutil.copytree(store.tree, scratch / "bisect")
     # along the first parents each commit holds all before it
     commits = repo.git(tree, "rev-list", "--reverse", "--first-parent", f"{store.pin}..{store.head.commit}").split()
-    wanted = argparse.Namespace(**vars(args) | {"stage": args.stage[: args.stage.index(stage) + 1], "bench": None})
+    wanted = argparse.Namespace(**vars(args) | {"stage": args.stage[: args.stage.index(stage) + 1], "bench": NONE})
     low, high = 0, len(commits) - 1
     while low < high:
         middle = (low + high) // 2

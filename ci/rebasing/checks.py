@@ -13,7 +13,7 @@ from ci import library, toolchain
 from ci.project import Project
 from ci.rebasing import layouts
 from ci.rebasing.upstream import Store
-from ci.steps import Report, child_options, run, tail
+from ci.steps import Report, child_options, read_json, run, tail
 
 #: reports what the library of LLAMA_INTERP_LIB has, beside what the package expects, as JSON
 _PROBE = "import json; from interp import native; print(json.dumps(native.abi_report(native.find_library())))"
@@ -39,6 +39,12 @@ def build(moved: Project, store: Store, backend: str, jobs: int, report: Report)
     library.compile(one, store.tree, jobs, report)
     library.share(one, report)
     return one.lib, f"compiled for {backend} with {toolchain.version(toolchain.cxx())}"
+
+
+def compile_ratio(old: Path, new: Path) -> float | None:
+    """The time that all objects of a library took to compile, as a ratio to another's; None where it is not known."""
+    took = [read_json(lib / "manifest.json").get("compile_seconds") for lib in (old, new)]
+    return round(took[1] / took[0], 3) if all(took) else None
 
 
 def abi(moved: Project, store: Store, lib: Path) -> tuple[dict, str | None]:

@@ -17,7 +17,7 @@ def render(found: dict) -> str:
         _changes(found["changes"]),
         _abi(found["abi"]),
         _tests(found["tests"]),
-        _bench(found["bench"]),
+        _speed(found),
         f"## Range-diff\n\n{_fence(found['range_diff'], 'diff')}" if found["range_diff"] else "",
         "## Written\n\n" + "\n".join(f"- `{name}`" for name in found["written"]) if found["written"] else "",
     ]
@@ -108,13 +108,16 @@ def _tests(tests: dict | None) -> str:
     return "\n".join(["## Tests", "", counts, *(f"- `{name}`" for name in tests["failures"])])
 
 
-def _bench(rows: list[dict] | None) -> str:
-    if rows is None:
-        return ""
-    lines = [
-        (row["case"], *(f"{row[name]:.3f}" for name in ("seconds", "ratio", "ratio_low", "ratio_high"))) for row in rows
-    ]
-    return f"## Speed\n\n{_table(('case', 'seconds', 'ratio to the pin', 'first quartile', 'third quartile'), lines)}"
+def _speed(found: dict) -> str:
+    parts = []
+    if found["build_ratio"] is not None:
+        parts.append(f"All objects together took {found['build_ratio']:.3f} of the pin's time to compile.")
+    if found["bench"] is not None:
+        parts.append(_table(("case", "seconds", "ratio to the pin", "first quartile", "third quartile"), [
+            (row["case"], *(f"{row[name]:.3f}" for name in ("seconds", "ratio", "ratio_low", "ratio_high")))
+            for row in found["bench"]
+        ]))
+    return "\n\n".join(["## Speed", *parts]) if parts else ""
 
 
 def _names(names: list[str]) -> str:

@@ -66,14 +66,14 @@ def write(project: Project, moved: Project) -> list[str]:
         BuildError: somebody changed the project meanwhile.
     """
     refuse_dirty(project)
-    names = [*series.read(moved.patches), "series", "upstream.toml"]
-    changed = []
-    for name in names:
+    made = []
+    for name in [*series.read(moved.patches), "series", "upstream.toml"]:
         old, new = project.patches / name, (moved.patches / name).read_bytes()
-        if old.is_file() and old.read_bytes() == new:
-            continue
-        scratch = temporary(old)
-        scratch.write_bytes(new)
+        if not (old.is_file() and old.read_bytes() == new):
+            # all of them are made before the first gets its name, in a folder that git does not look at
+            scratch = temporary(project.build / name)
+            scratch.write_bytes(new)
+            made.append((scratch, old))
+    for scratch, old in made:
         os.replace(scratch, old)
-        changed.append(f"patches/{name}")
-    return changed
+    return [f"patches/{old.name}" for _, old in made]

@@ -10,10 +10,10 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from ci import repo
+from ci import library, repo
 from ci.project import BuildError, Project
 from ci.rebasing import apply, changes, checks, moved
-from ci.rebasing.arguments import STAGES
+from ci.rebasing.arguments import NONE, STAGES
 from ci.rebasing.upstream import Store
 from ci.steps import Report, publish_folder
 
@@ -45,6 +45,7 @@ class Session:
             "break": None,
             "changes": None,
             "build_seconds": None,
+            "build_ratio": None,
             "abi": None,
             "tests": None,
             "bench": None,
@@ -62,8 +63,8 @@ class Session:
                 self._note(name, "skipped", 0.0, f"{self.found['failed_stage']} failed")
             else:
                 self._stage(name, work[name])
-        if self.args.bench and self.lib and not self.found["failed_stage"]:
-            self._stage("bench", self._bench)
+        if self.lib and not self.found["failed_stage"] and ("test" in self.args.stage or self.args.bench):
+            self._bench()
         self._stage("report", self._describe)
         return self.found
 
@@ -118,7 +119,12 @@ class Session:
         self.lib, detail = checks.build(self.moved, self.store, self.args.backend, self.args.jobs, self.report)
         if detail.startswith("compiled"):
             self.found["build_seconds"] = round(time.monotonic() - started, 1)
+        self.found["build_ratio"] = checks.compile_ratio(self._pinned().lib, self.lib)
         return detail, True
+
+    def _pinned(self) -> library.Target:
+        """The library of the pin, as ``build.py`` names it; it may be missing."""
+        return checks.target(self.project, self.project.pin().commit, self.args.backend)
 
     def _abi(self) -> tuple[str, bool]:
         self.found["abi"], wrong = checks.abi(self.moved, self.store, self.lib)
@@ -133,12 +139,25 @@ class Session:
         line = f"{counts['passed']} passed, {counts['failed']} failed, {counts['skipped']} skipped"
         return f"{line}\n{wrong}" if wrong else line, not wrong
 
-    def _bench(self) -> tuple[str, bool]:
+    def _bench(self) -> None:
+        """Times the new library beside the pin's. A night is not worse for having no figure, so only a library that
+        was asked for must be measured."""
+        asked, started = self.args.bench, time.monotonic()
+        pinned = self._pinned()
+        if asked == NONE or (asked is None and pinned.state() != "current"):
+            why = "not asked for" if asked else f"the pin's library is {pinned.state()} in {library.short(pinned.lib)}"
+            self._note("bench", "skipped", 0.0, why)
+            return
         # imported here, because what it needs comes with the package's own requirements
         from ci.rebasing import speed
 
-        self.found["bench"] = speed.compare(self.project, self.args.bench.resolve(), self.lib, self.report)
-        return ", ".join(f"{row['case']} {row['ratio']:.3f} of the pin's time" for row in self.found["bench"]), True
+        try:
+            self.found["bench"] = speed.compare(self.project, asked or pinned.lib, self.lib, self.report)
+            detail = ", ".join(f"{row['case']} {row['ratio']:.3f} of the pin's time" for row in self.found["bench"])
+            result = "passed"
+        except BuildError as error:
+            detail, result = str(error), "failed" if asked else "skipped"
+        self._note("bench", result, time.monotonic() - started, detail)
 
     def _describe(self) -> tuple[str, bool]:
         files = [file for patch in self.found["patches"] for file in patch["files"]]
