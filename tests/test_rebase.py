@@ -17,7 +17,7 @@ import git_server
 import upstream
 from ci import rebase, repo, series
 from ci.project import ROOT, Project
-from ci.rebasing import changes, checks, layouts, markdown
+from ci.rebasing import changes, checks, layouts, markdown, table
 from ci.rebasing.upstream import open_store
 from ci.steps import Report
 
@@ -489,6 +489,26 @@ def test_a_struct_that_grew_is_reported_field_by_field(project, clone):
         {"name": "llama_some_params.size", "old": 4, "new": 8},
         {"name": "llama_some_params.zero", "old": None, "new": 0},
     ]
+
+
+def test_runs_side_by_side_are_written_between_the_marks_of_the_page(project, clone, tmp_path, monkeypatch, capsys):
+    good = run(project, clone)[1]
+    move(clone, lines(line_3="line 3, upstream"))
+    bad = run(project, clone, "--ref", "HEAD")[1]
+    files = [tmp_path / "good.json", tmp_path / "bad.json"]
+    for file, report in zip(files, (good, bad), strict=True):
+        file.write_text(json.dumps(report))
+    page = tmp_path / "page.md"
+    page.write_text("before\n\n<!-- runs -->\nold\n<!-- end of runs -->\n\nafter\n")
+    monkeypatch.setattr(table, "PAGE", page)
+    capsys.readouterr()
+    table.main([*map(str, files), "--write"])
+    rows = capsys.readouterr().out.splitlines()
+    assert rows[0] == "|  | clone | clone, HEAD |" and "| first-hook | clean | conflict |" in rows
+    assert page.read_text() == "before\n\n<!-- runs -->\n" + "\n".join(rows) + "\n<!-- end of runs -->\n\nafter\n"
+    page.write_text("no marks\n")
+    with pytest.raises(SystemExit):
+        table.main([str(files[0]), "--write"])
 
 
 def test_every_field_of_the_report_is_documented(project, clone):

@@ -8,8 +8,8 @@ def render(found: dict) -> str:
     parts = [
         f"# Rebase {found['result']}{f': {found_stage}' if (found_stage := found['failed_stage']) else ''}",
         _commits(found),
-        _table(("stage", "result", "seconds", ""), [
-            (stage["name"], stage["result"], stage["seconds"], _line(stage["detail"])) for stage in found["stages"]
+        table(("stage", "result", "seconds", ""), [
+            (stage["name"], stage["result"], stage["seconds"], first_line(stage["detail"])) for stage in found["stages"]
         ]),
         _details(found),
         _patches(found),
@@ -31,7 +31,7 @@ def _commits(found: dict) -> str:
     count = "unknown"
     if changes:
         count = f"unknown: {changes['commits_unknown']}" if changes["commits"] is None else str(changes["commits"])
-    return f"{_table(('', 'commit', 'tag'), rows)}\n\nUpstream commits between: {count}. Run on {found['date']}."
+    return f"{table(('', 'commit', 'tag'), rows)}\n\nUpstream commits between: {count}. Run on {found['date']}."
 
 
 def _details(found: dict) -> str:
@@ -42,7 +42,7 @@ def _details(found: dict) -> str:
 
 def _patches(found: dict) -> str:
     rows = [(f"`{p['name']}`", p["result"], ", ".join(f"`{f}`" for f in p["conflicts"])) for p in found["patches"]]
-    parts = ["## Patches", _table(("patch", "result", "in conflict"), rows)] if rows else []
+    parts = ["## Patches", table(("patch", "result", "in conflict"), rows)] if rows else []
     parts += [f"### Conflict in {p['name']}\n\n{_fence(p['hunks'], 'diff')}" for p in found["patches"] if p["hunks"]]
     if found["recover"]:
         first, second, third = found["recover"]
@@ -74,13 +74,13 @@ def _changes(changes: dict | None) -> str:
     archs = changes["architectures"]
     parts = [
         "## What upstream changed",
-        _table(("file that we patch", "lines", "commits"), rows) if rows else "",
+        table(("file that we patch", "lines", "commits"), rows) if rows else "",
         *commits,
-        f"Architectures added: {_names(archs['added'])}. Removed: {_names(archs['removed'])}.",
+        f"Architectures added: {names(archs['added'])}. Removed: {names(archs['removed'])}.",
     ]
     for kind, title in (("new", "New tensor names"), ("vanished", "Vanished tensor names")):
         rows = [(f"`{one['name']}`", ", ".join(one["files"])) for one in changes["tensor_names"][kind]]
-        parts.append(_table((title, "in"), rows) if rows else f"{title}: none.")
+        parts.append(table((title, "in"), rows) if rows else f"{title}: none.")
     return "\n\n".join(part for part in parts if part)
 
 
@@ -91,7 +91,7 @@ def _abi(abi: dict | None) -> str:
     right = f"All {abi['fields']} fields and {abi['symbols']} symbols agree."
     lines = "\n".join(f"- {line}" for line in wrong) or right
     rows = [(f"`{s['name']}`", _offset(s["old"]), _offset(s["new"])) for s in abi["upstream_structs"]]
-    theirs = _table(("upstream's structs (none crosses by value)", "old", "new"), rows) if rows else (
+    theirs = table(("upstream's structs (none crosses by value)", "old", "new"), rows) if rows else (
         f"Upstream's own structs: {abi['upstream_structs_unknown'] or 'no difference'}."
     )
     return f"## ABI\n\n{lines}\n\n{theirs}"
@@ -113,18 +113,18 @@ def _speed(found: dict) -> str:
     if found["build_ratio"] is not None:
         parts.append(f"All objects together took {found['build_ratio']:.3f} of the pin's time to compile.")
     if found["bench"] is not None:
-        parts.append(_table(("case", "seconds", "ratio to the pin", "first quartile", "third quartile"), [
+        parts.append(table(("case", "seconds", "ratio to the pin", "first quartile", "third quartile"), [
             (row["case"], *(f"{row[name]:.3f}" for name in ("seconds", "ratio", "ratio_low", "ratio_high")))
             for row in found["bench"]
         ]))
     return "\n\n".join(["## Speed", *parts]) if parts else ""
 
 
-def _names(names: list[str]) -> str:
+def names(names: list[str]) -> str:
     return ", ".join(f"`{name}`" for name in names) or "none"
 
 
-def _line(text: str) -> str:
+def first_line(text: str) -> str:
     return text.splitlines()[0].replace("|", "\\|") if text else ""
 
 
@@ -133,6 +133,6 @@ def _fence(text: str, kind: str = "text") -> str:
     return f"````{kind}\n{text.rstrip()}\n````"
 
 
-def _table(head: tuple, rows: list[tuple]) -> str:
+def table(head: tuple, rows: list[tuple]) -> str:
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
