@@ -12,14 +12,14 @@ import os
 import re
 from pathlib import Path
 
-from ci.project import ROOT
+from ci.project import ROOT, Project
 from ci.steps import temporary
 
 from .markdown import first_line, names, table
 
 PAGE = ROOT / "docs" / "rebase.md"
 
-_PLACE = re.compile(r"(?<=<!-- runs -->\n).*?(?=\n<!-- end of runs -->)", re.S)
+_PLACE = re.compile(r"(?<=<!-- runs -->\n).*?(?=<!-- end of runs -->)", re.S)
 
 
 def render(reports: list[dict]) -> str:
@@ -30,8 +30,11 @@ def render(reports: list[dict]) -> str:
 
 
 def _title(found: dict) -> str:
-    # where it lay on the machine says nothing
-    return f"{Path(found['upstream']).name}{', ' + found['ref'] if found['ref'] else ''}"
+    # where it lay on the machine says nothing, and the version of the pinned archive stands with the pin
+    name, pinned = Path(found["upstream"]).name, Project().pin().sdist
+    if name.startswith(f"{pinned.name.replace('-', '_')}-{pinned.version}"):
+        name = "the pinned source archive"
+    return f"{name}{', ' + found['ref'] if found['ref'] else ''}"
 
 
 def _facts(found: dict) -> dict[str, str]:
@@ -76,7 +79,7 @@ def main(given: list[str] | None = None) -> None:
     text = render([json.loads(path.read_text(encoding="utf-8")) for path in args.reports])
     print(text)
     if args.write:
-        page, found = _PLACE.subn(lambda _: text, PAGE.read_text(encoding="utf-8"))
+        page, found = _PLACE.subn(lambda _: f"{text}\n", PAGE.read_text(encoding="utf-8"))
         if not found:
             parser.error(f"{PAGE} has no place for the table")
         scratch = temporary(PAGE)
