@@ -6,7 +6,9 @@ examples:
   python3 build.py demo                  set everything up and show what a small model thinks at every layer
   python3 build.py test -k lens -x       set everything up and run tests; what follows "test" goes to pytest
   python3 build.py doctor                say what is there and what is missing; changes nothing
-  python3 build.py --cuda -D CMAKE_CUDA_ARCHITECTURES=90
+  python3 build.py --cuda                build for NVIDIA's GPUs; needs no CUDA toolkit (docs/backends.md)
+  python3 build.py --cuda --cuda-arch 90,86
+  python3 build.py --cuda --dry-run      print the call of CMake; fetch, install and change nothing
   python3 build.py --source ~/llama.cpp  from a clone that has the pinned commit: needs no network for the source
   python3 build.py --unpatched           the same commit without the patches, for comparison
 
@@ -26,7 +28,7 @@ import os
 import subprocess
 import time
 
-from ci import environment, library, source, toolchain
+from ci import cuda, environment, library, nvidia, plan, source, toolchain
 from ci.project import BuildError, Project
 from ci.steps import Lock, Report, remove, sweep
 
@@ -41,6 +43,8 @@ def main(arguments: list[str]) -> int:
         if args.verb == "doctor":
             return doctor(project, args)
         check_tools(project, args)
+        if args.dry_run:
+            return dry_run(project, args)
         if not environment.active():
             return enter_environment(project, report, arguments)
         return work(project, args, report)
@@ -66,6 +70,12 @@ def parse(arguments: list[str]) -> argparse.Namespace:
                         help="compilers at a time (%(default)s)")
     parser.add_argument("-D", dest="defines", action="append", type=define, default=[], metavar="NAME=VALUE",
                         help="a CMake setting; repeatable")
+    parser.add_argument("--cuda-arch", type=architectures, metavar="90,86",
+                        help="with --cuda: the GPUs to compile for, or native, all-major, all; default: those that are "
+                        "here, and without one a choice for GPUs since 2018")
+    parser.add_argument("--dry-run", action="store_true",
+                        help="print the exact call of CMake, quoted for a shell, and do nothing else: nothing is fetched, "
+                        "installed or written, so what the call names may not be there before a build")
     parser.add_argument("--source", default="sdist", metavar="sdist|git|PATH",
                         help="where llama.cpp comes from: the pinned archive of the package index, its git repository, "
                         "or a local clone or archive")
@@ -80,7 +90,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 def split_at_test(arguments: list[str]) -> tuple[list[str], list[str]]:
     """Splits at the verb ``test``, so that pytest's own options need no ``--`` before them."""
-    takes_value = {"-D", "--jobs", "-j", "--source"}
+    takes_value = {"-D", "--jobs", "-j", "--source", "--cuda-arch"}
     before_it = ["", *arguments]
     places = [i for i, word in enumerate(arguments) if word == "test" and before_it[i] not in takes_value]
     if not places:
@@ -94,6 +104,13 @@ def positive(text: str) -> int:
     if (number := int(text)) < 1:
         raise argparse.ArgumentTypeError("must be at least 1")
     return number
+
+
+def architectures(text: str) -> list[str]:
+    try:
+        return nvidia.parse_architectures(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def define(text: str) -> tuple[str, str]:
@@ -117,6 +134,17 @@ def check_tools(project: Project, args: argparse.Namespace) -> None:
     if lacking := toolchain.missing(backend, needs_venv=not environment.ready(project)):
         raise BuildError(toolchain.explain_missing(lacking))
     toolchain.check_backend(backend)
+    if args.cuda_arch and backend != "cuda":
+        raise BuildError(f"--cuda-arch is for --cuda, and this builds for {backend}. Give both, or neither")
+
+
+def dry_run(project: Project, args: argparse.Namespace) -> int:
+    """Prints the call of CMake that a build would make."""
+    choice, origin = toolchain.choose(args.backend), source.resolve(project.pin(), args.source)
+    prefix = environment.prefix(project)
+    one = plan.target(project, choice.backend, not args.unpatched, origin.base, prefix, args.defines, args.cuda_arch)
+    print(plan.command(project, one, origin))
+    return 0
 
 
 def enter_environment(project: Project, report: Report, arguments: list[str]) -> int:
@@ -142,6 +170,8 @@ def work(project: Project, args: argparse.Namespace, report: Report) -> int:
         environment.ensure_requirements(project, {"build", "test"} if args.verb == "test" else {"build"}, report)
         if args.verb:
             environment.ensure_model(project, report)
+        if choice.backend == "cuda":
+            cuda.ensure(project, environment.prefix(project), report)
         made = [
             build(project, args, choice.backend, patched, report)
             for patched in {None: [not args.unpatched], "demo": [True], "test": [True, False]}[args.verb]
@@ -171,14 +201,16 @@ def build(project: Project, args: argparse.Namespace, backend: str, patched: boo
     """Makes one library current and returns its name."""
     pin = project.pin()
     origin = source.resolve(pin, args.source)
-    settings = toolchain.flags(backend, args.defines)
     prefix = environment.prefix(project)
-    target = library.Target(project, backend, patched, origin.base, settings, prefix)
+    target = plan.target(project, backend, patched, origin.base, prefix, args.defines, args.cuda_arch)
     if target.state() != "current" and (args.clean or not library.from_cache(target, report)):
+        if backend == "cuda":
+            cuda.check_compilers(cuda.find(project, prefix))
         tree = source.unpatched_tree(project, pin, origin, report)
         if patched:
             tree = source.patched_tree(project, origin, tree, report)
         library.compile(target, tree, args.jobs, report)
+    library.link_runtime(target)
     library.share(target, report)
     if patched:
         library.activate(target)
@@ -188,7 +220,7 @@ def build(project: Project, args: argparse.Namespace, backend: str, patched: boo
 def doctor(project: Project, args: argparse.Namespace) -> int:
     from ci.doctor import examine, show
 
-    found = examine(project, args.backend, args.defines)
+    found = examine(project, args.backend, args.defines, args.cuda_arch)
     print(json.dumps(found, indent=2) if args.json else show(found))
     return 0 if found["ok"] else 1
 

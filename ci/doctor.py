@@ -28,7 +28,9 @@ print(json.dumps(status))
 """
 
 
-def examine(project: Project, backend: str | None, extra: dict[str, str]) -> dict:
+def examine(
+    project: Project, backend: str | None, extra: dict[str, str], architectures: list[str] | None = None
+) -> dict:
     """Collects the state of everything a demo needs.
 
     Returns:

@@ -102,6 +102,21 @@ def requirements(project: Project, extras: set[str]) -> list[str]:
     return [*table["dependencies"], *(one for extra in sorted(extras) for one in table["optional-dependencies"][extra])]
 
 
+def extra(project: Project, name: str) -> tuple[str, ...]:
+    """The requirements of one extra of the project, without its dependencies."""
+    table = tomllib.loads((project.root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return tuple(table["optional-dependencies"][name])
+
+
+def install(project: Project, env: Path, wanted: tuple[str, ...], fail: str) -> None:
+    """Installs packages that are no part of the project, without what they depend on.
+
+    Raises:
+        BuildError: pip failed; the message begins with ``fail``.
+    """
+    _pip(project, env, ["--no-deps", *wanted], fail)
+
+
 def ensure_requirements(project: Project, extras: set[str], report: Report) -> None:
     """Installs the project, editable, with its dependencies; once, until pyproject.toml changes."""
     env = prefix(project)

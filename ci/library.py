@@ -13,11 +13,11 @@ import os
 import re
 import shutil
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from . import environment, series, toolchain
+from . import environment, estimate, series, toolchain
 from .project import BuildError, Project
 from .steps import Report, Step, child_options, digest, publish_folder, read_json, remove, tail, temporary, write_json
 
@@ -37,6 +37,10 @@ class Target:
     Attributes:
         base: identity of the source without the series (``Origin.base``).
         settings: the CMake settings, free of paths of this machine.
+        here: further settings, which name paths of this machine and decide nothing of the content.
+        nvcc: what the CUDA compiler says of itself; None for a build without CUDA.
+        runtime: files of others that the library loads, in an order in which they can be loaded, and where they are;
+            None for those that the loader finds by itself.
     """
 
     project: Project
@@ -45,6 +49,9 @@ class Target:
     base: str
     settings: dict[str, str]
     prefix: Path
+    here: dict[str, str] = field(default_factory=dict)
+    nvcc: str | None = None
+    runtime: dict[str, Path | None] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -72,7 +79,7 @@ class Target:
         }
         return digest(
             VERSION, self.base, series.digest(self.project.patches) if self.patched else None, native, self.settings,
-            TARGETS, toolchain.fingerprint(self.backend, self.settings), environment.tool_version(self.prefix, "cmake"),
+            TARGETS, toolchain.fingerprint(self.settings, self.nvcc), environment.tool_version(self.prefix, "cmake"),
         )
 
     @property
@@ -107,12 +114,32 @@ def compile(target: Target, tree: Path, jobs: int, report: Report) -> None:
     target.folder.mkdir(parents=True, exist_ok=True)
     with report.step("configure") as step:
         step.result = _configure(target, tree)
+    architectures = target.settings.get("CMAKE_CUDA_ARCHITECTURES", "")
+    if ahead := estimate.ahead(_ninja_command(target, jobs), architectures, jobs):
+        report.line("to compile", ahead)
     with report.step("compile") as step:
         _ninja(target, jobs, step)
         step.result = f"{target.name}, {jobs} jobs, log in {short(target.log)}"
     with report.step("library") as step:
         _publish(target, tree)
         step.result = short(target.lib)
+
+
+def link_runtime(target: Target) -> None:
+    """Puts links to the run-time libraries where the finished library looks for them: beside its own folder.
+
+    The library itself holds no path of this machine, so that another clone, or another machine, can use it.
+    """
+    links = {name: str(path) for name, path in target.runtime.items() if path}
+    folder = target.folder / "runtime"
+    there = {path.name: os.readlink(path) for path in folder.glob("*")}
+    if links == there:
+        return
+    scratch = temporary(folder)
+    scratch.mkdir()
+    for name, path in links.items():
+        (scratch / name).symlink_to(path)
+    publish_folder(scratch, folder)
 
 
 def activate(target: Target) -> None:
@@ -123,9 +150,9 @@ def activate(target: Target) -> None:
         write_json(path, active)
 
 
-def _configure(target: Target, tree: Path) -> str:
-    work, stamp = target.folder / "cmake", target.folder / "configured.json"
-    settings = target.settings | {
+def configure_command(target: Target, tree: Path, cmake: str, ninja: str) -> list[str]:
+    """The call of CMake that configures a build."""
+    settings = target.here | target.settings | toolchain.launcher() | {
         # one include for both libraries; it adds our sources only where the call sites are
         "CMAKE_PROJECT_llama.cpp_INCLUDE": (target.project.native / "build.cmake").as_posix(),
         "LLAMA_INTERP_PATCHED": "ON" if target.patched else "OFF",
@@ -133,16 +160,21 @@ def _configure(target: Target, tree: Path) -> str:
         "LLAMA_BUILD_NUMBER": "0",
         "LLAMA_BUILD_COMMIT": target.base[:9],
     }
-    wanted = {"settings": settings, "tree": tree.as_posix(), "key": toolchain.fingerprint(target.backend, settings),
+    return [cmake, "-G", "Ninja", "-S", str(tree), "-B", str(target.folder / "cmake"), f"-DCMAKE_MAKE_PROGRAM={ninja}",
+            *(f"-D{name}={value}" for name, value in sorted(settings.items()))]
+
+
+def _configure(target: Target, tree: Path) -> str:
+    work, stamp = target.folder / "cmake", target.folder / "configured.json"
+    tools = (environment.tool(target.prefix, name) for name in ("cmake", "ninja"))
+    command = configure_command(target, tree, *tools)
+    wanted = {"command": command, "key": toolchain.fingerprint(target.settings, target.nvcc),
               "cmake": environment.tool_version(target.prefix, "cmake")}
     if read_json(stamp) == wanted and (work / "build.ninja").is_file():
         return "unchanged"
     # a setting that is no longer given would live on in CMake's cache
     remove(stamp)
     remove(work)
-    command = [environment.tool(target.prefix, "cmake"), "-G", "Ninja", "-S", tree, "-B", work,
-               f"-DCMAKE_MAKE_PROGRAM={environment.tool(target.prefix, 'ninja')}",
-               *(f"-D{name}={value}" for name, value in sorted(settings.items()))]
     with target.log.open("w", encoding="utf-8", buffering=1) as log:
         for _ in _lines(command, log):
             pass
@@ -150,11 +182,14 @@ def _configure(target: Target, tree: Path) -> str:
     return f"{target.backend}, {toolchain.version(toolchain.cxx())}"
 
 
+def _ninja_command(target: Target, jobs: int) -> list[str]:
+    return [environment.tool(target.prefix, "ninja"), "-C", str(target.folder / "cmake"), "-j", str(jobs), *TARGETS]
+
+
 def _ninja(target: Target, jobs: int, step: Step) -> None:
-    command = [environment.tool(target.prefix, "ninja"), "-C", target.folder / "cmake", "-j", jobs, *TARGETS]
     shown = 0
     with target.log.open("a", encoding="utf-8", buffering=1) as log:
-        for line in _lines(command, log):
+        for line in _lines(_ninja_command(target, jobs), log):
             if not (match := _NINJA_LINE.match(line)):
                 continue
             done, total, what = int(match[1]), int(match[2]), match[3]
@@ -207,6 +242,7 @@ def _publish(target: Target, tree: Path) -> None:
         "series": series.read(target.project.patches) if target.patched else [],
         "flags": dict(sorted(target.settings.items())),
         "compiler": toolchain.version(toolchain.cxx()),
+        "runtime": list(target.runtime),
         "compile_seconds": _compile_seconds(target.folder / "cmake" / ".ninja_log"),
     })
     publish_folder(scratch, target.lib)

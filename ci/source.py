@@ -81,9 +81,14 @@ def _resolve_archive(path: Path, pin: Pin) -> Origin:
     return Origin("sdist", path, pin.commit) if vendored else Origin("archive", path, sha256(path))
 
 
+def place(project: Project, origin: Origin, patched: bool) -> Path:
+    """Where a tree lies, or will."""
+    return project.src / (f"{origin.name}-patched" if patched else origin.name)
+
+
 def unpatched_tree(project: Project, pin: Pin, origin: Origin, report: Report) -> Path:
     """The tree as upstream published it; fetched once, and there under its name only when it is whole."""
-    tree = project.src / origin.name
+    tree = place(project, origin, patched=False)
     if tree.exists():
         _refuse_changes(project, tree)
         return tree
@@ -104,7 +109,7 @@ def patched_tree(project: Project, origin: Origin, unpatched: Path, report: Repo
     Raises:
         BuildError: a patch does not apply, or somebody worked in the tree.
     """
-    tree = project.src / f"{origin.name}-patched"
+    tree = place(project, origin, patched=True)
     stamp, wanted = stamp_of(tree), {"series": series.digest(project.patches)}
     if tree.exists() and read_json(stamp) == wanted:
         _refuse_changes(project, tree)

@@ -9,7 +9,7 @@ import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
-from ci import library, toolchain
+from ci import cuda, library, plan, toolchain
 from ci.project import Project
 from ci.rebasing import layouts
 from ci.rebasing.upstream import Store
@@ -21,7 +21,7 @@ _PROBE = "import json; from interp import native; print(json.dumps(native.abi_re
 
 def target(project: Project, base: str, backend: str) -> library.Target:
     """The patched library of a project, as ``build.py`` names and caches it."""
-    return library.Target(project, backend, True, base, toolchain.flags(backend, {}), Path(sys.prefix))
+    return plan.target(project, backend, True, base, Path(sys.prefix), {})
 
 
 def build(moved: Project, store: Store, backend: str, jobs: int, report: Report) -> tuple[Path, str]:
@@ -33,7 +33,10 @@ def build(moved: Project, store: Store, backend: str, jobs: int, report: Report)
     Raises:
         BuildError: it does not compile; the message holds the end of the log.
     """
+    if backend == "cuda":
+        cuda.ensure(moved, Path(sys.prefix), report)
     one = target(moved, store.head.commit, backend)
+    library.link_runtime(one)
     if library.from_cache(one, report):
         return one.lib, "taken from the cache, the sources are the same"
     library.compile(one, store.tree, jobs, report)
