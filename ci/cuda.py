@@ -67,7 +67,7 @@ class Toolkit:
     @property
     def runtime(self) -> list[str]:
         """The files that the finished library needs, in an order in which they can be loaded."""
-        return [f"lib{name}.so.{self.release[0]}" for name in RUNTIME]
+        return [] if sys.platform != "linux" else [f"lib{name}.so.{self.release[0]}" for name in RUNTIME]
 
 
 # // which toolkit

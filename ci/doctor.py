@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from . import environment, library, repo, series, toolchain
+from . import cuda, environment, library, nvidia, plan, repo, series, toolchain
 from .project import BuildError, Project
 from .source import stamp_of
 from .steps import read_json
@@ -43,11 +43,11 @@ def examine(
         "platform": f"{platform.system()} {platform.machine()}",
         "python": {"version": platform.python_version(), "environment": str(env), "ready": environment.ready(project)},
         "tools": _tools(env),
-        "backends": _backends(),
+        "backends": _backends(project, env, architectures),
         "backend": {"name": choice.backend, "why": choice.why},
         "pin": _pin(project),
         "patches": _patches(project),
-        "libraries": _libraries(project, env, choice.backend, extra),
+        "libraries": _libraries(project, env, choice.backend, extra, architectures),
         "active": read_json(project.build / "active.json").get("backend"),
         "abi": _abi(project, env),
         "model": _model(project, env),
@@ -74,14 +74,28 @@ def _tools(env: Path) -> dict[str, dict | None]:
     }
 
 
-def _backends() -> dict[str, dict]:
-    gpu, nvcc, glslc = toolchain.nvidia_gpu(), toolchain.nvcc(), toolchain.which("glslc")
+def _backends(project: Project, env: Path, architectures: list[str] | None) -> dict[str, dict]:
+    glslc = toolchain.which("glslc")
     return {
         "cpu": {"found": True, "detail": toolchain.cpu().partition("; flags")[0]},
-        "cuda": {"found": bool(gpu and nvcc), "detail": f"{gpu or 'no NVIDIA GPU'}, {nvcc or 'no nvcc'}"},
+        "cuda": _cuda(project, env, architectures),
         "metal": {"found": sys.platform == "darwin", "detail": "macOS" if sys.platform == "darwin" else "needs macOS"},
         "vulkan": {"found": bool(glslc), "detail": glslc or "no glslc"},
     }
+
+
+def _cuda(project: Project, env: Path, asked: list[str] | None) -> dict:
+    """Whether there is a GPU to use, which toolkit ``--cuda`` would take, and for which GPUs it would compile."""
+    gpu, driver = toolchain.nvidia_gpu(), nvidia.driver_release()
+    parts = [gpu or "no NVIDIA GPU", "driver for CUDA {}.{}".format(*driver) if driver else "no driver"]
+    try:
+        kit = cuda.find(project, env)
+        cuda.check_driver(kit)
+        parts += [kit.why, f"for {', '.join(cuda.architectures(kit, asked))}"]
+        parts += [f"installs {', '.join(kit.lacks)}"] if kit.lacks else []
+    except BuildError as error:
+        return {"found": False, "detail": f"{'; '.join(parts)}; {error}"}
+    return {"found": gpu is not None, "detail": "; ".join(parts)}
 
 
 def _pin(project: Project) -> dict:
@@ -101,15 +115,22 @@ def _patches(project: Project) -> dict:
     return {"ok": not changed, "applied": bool(trees), "names": names, "detail": detail}
 
 
-def _libraries(project: Project, env: Path, chosen: str, extra: dict[str, str]) -> dict[str, dict]:
+def _libraries(
+    project: Project, env: Path, chosen: str, extra: dict[str, str], architectures: list[str] | None
+) -> dict[str, dict]:
     """The state of each library that was built, and of the chosen one in any case."""
     found = {}
     for backend in toolchain.BACKENDS:
         for patched in (True, False):
-            settings = toolchain.flags(backend, extra)
-            target = library.Target(project, backend, patched, project.pin().commit, settings, env)
-            if target.lib.exists() or (patched and backend == chosen):
-                found[target.name] = {"path": str(target.lib), "state": target.state(), "patched": patched}
+            name = library.name(backend, patched)
+            path = project.build / name / "lib"
+            if path.exists() or (patched and backend == chosen):
+                found[name] = {"path": str(path), "state": "unknown", "patched": patched}
+                try:
+                    one = plan.target(project, backend, patched, project.pin().commit, env, extra, architectures)
+                    found[name]["state"] = one.state()
+                except BuildError as error:
+                    found[name]["problem"] = str(error)
     return found
 
 
@@ -139,7 +160,9 @@ def _next(found: dict, project: Project) -> list[str]:
     if not found["patches"]["ok"]:
         steps.append(f"patches: {found['patches']['detail']}")
     built = found["libraries"][backend]["state"]
-    if not found["python"]["ready"] or built != "current":
+    if problem := found["libraries"][backend].get("problem"):
+        steps.append(problem)
+    elif not found["python"]["ready"] or built != "current":
         steps.append(f"python3 build.py --{backend}      (the library is {built})")
     elif not found["abi"]["ok"]:
         steps.append(f"python3 build.py --{backend}      ({found['abi']['detail']})")

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 import subprocess
 from collections import Counter
+from pathlib import Path
+
+from .steps import remove, temporary
 
 #: seconds that one object takes on one core that is free, measured on full builds (docs/backends.md);
 #: an object of CUDA takes that for each architecture
@@ -13,26 +18,38 @@ SECONDS = {"CUDA": 15.0, "CXX": 3.0, "C": 1.0}
 _OBJECT = re.compile(r"Building (\w+) object")
 
 
-def ahead(command: list[str], architectures: str, jobs: int) -> str | None:
+def ahead(ninja: str, folder: Path, targets: tuple[str, ...], architectures: str, jobs: int) -> str | None:
     """What ninja would do, in words.
 
     Args:
-        command: the call of ninja that builds.
+        folder: CMake's, configured.
         architectures: CUDA's, as CMake gets them: ``86;90``, or ``all-major``, of which nobody has counted how many.
 
     Returns:
         One line; None where nothing is left to compile.
     """
-    done = subprocess.run([*command, "-n"], capture_output=True, text=True, errors="replace")
-    objects = Counter(_OBJECT.findall(done.stdout))
+    objects = count(ninja, folder, targets)
     if not objects:
         return None
-    count = f"{sum(objects.values())} objects"
+    told = f"{sum(objects.values())} objects"
     if objects["CUDA"]:
-        count += f", {objects['CUDA']} of them CUDA for {architectures.replace(';', ', ')}"
+        told += f", {objects['CUDA']} of them CUDA for {architectures.replace(';', ', ')}"
     took = duration(seconds(objects, len(architectures.split(";")), jobs))
     each = " for each architecture" if architectures.startswith("all") else ""
-    return f"{count}: about {took}{each} with {jobs} jobs on free cores"
+    return f"{told}: about {took}{each} with -j {jobs} on free cores"
+
+
+def count(ninja: str, folder: Path, targets: tuple[str, ...]) -> Counter[str]:
+    """How many objects of each language are not built yet."""
+    # under its own name ninja would first pretend to run CMake again, and stop there
+    copy = temporary(folder / "ahead.ninja")
+    try:
+        shutil.copyfile(folder / "build.ninja", copy)
+        done = subprocess.run([ninja, "-C", str(folder), "-f", copy.name, "-n", *targets], capture_output=True, text=True,
+                              errors="replace", env=os.environ | {"NINJA_STATUS": "", "LC_ALL": "C"})
+    finally:
+        remove(copy)
+    return Counter(_OBJECT.findall(done.stdout))
 
 
 def seconds(objects: dict[str, int], architectures: int, jobs: int) -> float:

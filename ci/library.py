@@ -55,7 +55,7 @@ class Target:
 
     @property
     def name(self) -> str:
-        return self.backend if self.patched else f"unpatched-{self.backend}"
+        return name(self.backend, self.patched)
 
     @property
     def folder(self) -> Path:
@@ -95,6 +95,11 @@ class Target:
         return "current" if manifest.get("key") == self.key else "stale"
 
 
+def name(backend: str, patched: bool) -> str:
+    """What a library is called: its folder in ``build/``."""
+    return backend if patched else f"unpatched-{backend}"
+
+
 def from_cache(target: Target, report: Report) -> bool:
     """Takes the finished library from the cache that clones share, if it is there."""
     if target.cached is None or read_json(target.cached / "manifest.json").get("key") != target.key:
@@ -115,7 +120,8 @@ def compile(target: Target, tree: Path, jobs: int, report: Report) -> None:
     with report.step("configure") as step:
         step.result = _configure(target, tree)
     architectures = target.settings.get("CMAKE_CUDA_ARCHITECTURES", "")
-    if ahead := estimate.ahead(_ninja_command(target, jobs), architectures, jobs):
+    ninja = environment.tool(target.prefix, "ninja")
+    if ahead := estimate.ahead(ninja, target.folder / "cmake", TARGETS, architectures, jobs):
         report.line("to compile", ahead)
     with report.step("compile") as step:
         _ninja(target, jobs, step)
@@ -182,14 +188,11 @@ def _configure(target: Target, tree: Path) -> str:
     return f"{target.backend}, {toolchain.version(toolchain.cxx())}"
 
 
-def _ninja_command(target: Target, jobs: int) -> list[str]:
-    return [environment.tool(target.prefix, "ninja"), "-C", str(target.folder / "cmake"), "-j", str(jobs), *TARGETS]
-
-
 def _ninja(target: Target, jobs: int, step: Step) -> None:
+    command = [environment.tool(target.prefix, "ninja"), "-C", target.folder / "cmake", "-j", jobs, *TARGETS]
     shown = 0
     with target.log.open("a", encoding="utf-8", buffering=1) as log:
-        for line in _lines(_ninja_command(target, jobs), log):
+        for line in _lines(command, log):
             if not (match := _NINJA_LINE.match(line)):
                 continue
             done, total, what = int(match[1]), int(match[2]), match[3]

@@ -9,7 +9,7 @@ import sys
 from functools import lru_cache
 from pathlib import Path
 
-from . import header
+from . import header, runtime
 from .errors import LibraryError
 
 
@@ -99,7 +99,10 @@ def abi_report(path: Path) -> dict:
 
 def _load(path: Path) -> ct.CDLL:
     try:
-        lib = ct.CDLL(str(path))
+        try:
+            lib = ct.CDLL(str(path))
+        except OSError as err:
+            lib = runtime.load(path, err)
     except OSError as err:
         raise LibraryError(f"{path} cannot be loaded: {err}. Build it again with: python3 build.py --clean") from err
 
