@@ -74,8 +74,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
                         help="with --cuda: the GPUs to compile for, or native, all-major, all; default: those that are "
                         "here, and without one a choice for GPUs since 2018")
     parser.add_argument("--dry-run", action="store_true",
-                        help="print the exact call of CMake, quoted for a shell, and do nothing else: nothing is fetched, "
-                        "installed or written, so what the call names may not be there before a build")
+                        help="print the exact call of CMake, quoted for a shell, and do nothing else: nothing is "
+                        "fetched, installed or written, so what the call names may not be there before a build")
     parser.add_argument("--source", default="sdist", metavar="sdist|git|PATH",
                         help="where llama.cpp comes from: the pinned archive of the package index, its git repository, "
                         "or a local clone or archive")

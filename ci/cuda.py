@@ -29,6 +29,9 @@ DEFAULT_ARCHITECTURES = ("75-virtual", "80-virtual", "86-real", "89-real", "90-v
 #: the extra of pyproject.toml that lists the packages, and their versions
 EXTRA = "cuda"
 
+#: where distributions spread a toolkit that they package themselves
+SYSTEM = Path("/usr")
+
 #: what a library that was built for CUDA loads when it is loaded
 RUNTIME = ("cudart", "cublasLt", "cublas")
 
@@ -84,11 +87,11 @@ def find(project: Project, env: Path) -> Toolkit:
     if nvcc:
         return _system(project, env, nvcc)
     if given:
-        raise BuildError(f"CUDACXX is {given}, which is no program. Correct or unset it: --cuda works without a toolkit")
+        raise BuildError(f"CUDACXX is {given}, which is no program. Correct it, or unset it: --cuda needs no toolkit")
     if sys.platform != "linux" or platform.libc_ver()[0] != "glibc":
         raise BuildError(
-            "--cuda needs nvcc, which is neither in PATH nor in CUDACXX, and NVIDIA's packages of it are for Linux with "
-            "glibc. Install the CUDA toolkit, or build without CUDA: python3 build.py --cpu"
+            "--cuda needs nvcc, which is neither in PATH nor in CUDACXX, and NVIDIA's packages of it are for Linux "
+            "with glibc. Install the CUDA toolkit, or build without CUDA: python3 build.py --cpu"
         )
     return _packaged(project, env)
 
@@ -97,17 +100,16 @@ def _system(project: Project, env: Path, nvcc: str) -> Toolkit:
     identity = toolchain.version(nvcc)
     release = re.search(r"release (\d+)\.(\d+)", identity or "")
     if not release:
-        raise BuildError(f"{nvcc} does not say its version, so it is no nvcc that works. Set CUDACXX to another, or to ''")
-    release = int(release[1]), int(release[2])
-    root = _root_of(nvcc)
+        raise BuildError(f"{nvcc} does not say its version, so it is no nvcc that works. Set CUDACXX to another")
+    major, minor = int(release[1]), int(release[2])
+    root, why = _root_of(nvcc), f"nvcc {major}.{minor} at {nvcc}"
     if _has_cublas(root):
-        return Toolkit(nvcc, identity, release, _searchable(root), (), (), f"nvcc {release[0]}.{release[1]} at {nvcc}")
-    package = "nvidia-cublas" if release[0] >= 13 else f"nvidia-cublas-cu{release[0]}"
-    wanted = (f"{package}=={release[0]}.{release[1]}.*",)
-    return Toolkit(
-        nvcc, identity, release, _searchable(root), wanted, _missing(env, wanted),
-        f"nvcc {release[0]}.{release[1]} at {nvcc}, without cuBLAS: that is taken from the package index",
-    )
+        return Toolkit(nvcc, identity, (major, minor), _searchable(root), (), (), why)
+    if major < 12:
+        raise BuildError(f"{why} lacks cuBLAS, which cannot be added to a toolkit before CUDA 12. Install it there")
+    wanted = (f"nvidia-cublas{'' if major >= 13 else f'-cu{major}'}=={major}.{minor}.*",)
+    why += ", without cuBLAS: that is taken from the package index"
+    return Toolkit(nvcc, identity, (major, minor), _searchable(root), wanted, _missing(env, wanted), why)
 
 
 def _packaged(project: Project, env: Path) -> Toolkit:
@@ -161,10 +163,9 @@ def _root_of(nvcc: str) -> Path:
 
 def _folders(root: Path, *names: str) -> list[Path]:
     """The folders of these names that belong to a toolkit, wherever its distributor put them."""
-    machine = platform.machine()
-    bases = [root, *sorted(root.glob("targets/*-linux")), Path("/usr")]
+    bases = [root, *sorted(root.glob("targets/*-linux")), SYSTEM]
     within = [base / name for base in bases for name in names]
-    return [*within, Path(f"/usr/lib/{machine}-linux-gnu")]
+    return [*within, SYSTEM / "lib" / f"{platform.machine()}-linux-gnu"]
 
 
 def _has_cublas(root: Path) -> bool:
@@ -270,9 +271,11 @@ def settings(kit: Toolkit) -> dict[str, str]:
 def runtime(env: Path, kit: Toolkit) -> dict[str, Path | None]:
     """The files that a finished library loads, and where they are; None for what the loader finds by itself."""
     places = {path.name: path for path in _files(env, _names(kit)).values()}
-    folders = [path for path in _folders(kit.root, "lib64", "lib") if kit.root in path.parents] if kit.root else []
-    for name in kit.runtime:
-        places |= {name: folder / name for folder in reversed(folders) if (folder / name).exists() and name not in places}
+    if kit.root:
+        # the loader does not look into a toolkit, but it does into the system's folders
+        folders = [path for path in _folders(kit.root, "lib64", "lib") if kit.root in path.parents]
+        theirs = [folder / name for name in kit.runtime for folder in folders]
+        places = {path.name: path for path in reversed(theirs) if path.exists()} | places
     return {name: places.get(name) for name in kit.runtime}
 
 

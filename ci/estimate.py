@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import subprocess
@@ -45,8 +44,8 @@ def count(ninja: str, folder: Path, targets: tuple[str, ...]) -> Counter[str]:
     copy = temporary(folder / "ahead.ninja")
     try:
         shutil.copyfile(folder / "build.ninja", copy)
-        done = subprocess.run([ninja, "-C", str(folder), "-f", copy.name, "-n", *targets], capture_output=True, text=True,
-                              errors="replace", env=os.environ | {"NINJA_STATUS": "", "LC_ALL": "C"})
+        command = [ninja, "-C", str(folder), "-f", copy.name, "-n", *targets]
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace")
     finally:
         remove(copy)
     return Counter(_OBJECT.findall(done.stdout))

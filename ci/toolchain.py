@@ -16,6 +16,9 @@ from .project import BuildError
 
 BACKENDS = ("cpu", "cuda", "metal", "vulkan")
 
+#: where NVIDIA's installer puts a toolkit, and not into PATH
+CUDA = "/usr/local/cuda"
+
 #: both the patched and the unpatched library are built with these, so that they can be compared bit for bit
 COMMON = {
     "BUILD_SHARED_LIBS": "ON",
@@ -88,7 +91,7 @@ def cc() -> str | None:
 
 
 def nvcc() -> str | None:
-    return compiler("CUDACXX", ("nvcc", "/usr/local/cuda/bin/nvcc"))
+    return compiler("CUDACXX", ("nvcc", f"{CUDA}/bin/nvcc"))
 
 
 @lru_cache
@@ -115,7 +118,7 @@ def choose(asked: str | None) -> Choice:
     if gpu and compiler_:
         return Choice("cuda", f"{gpu}, and nvcc at {compiler_}")
     if gpu:
-        return Choice("cpu", f"{gpu} is there, but no nvcc: with --cuda alone NVIDIA's compiler is installed too (1 GB)")
+        return Choice("cpu", f"{gpu} is there, but no nvcc: --cuda alone installs NVIDIA's (1 GB) and builds with it")
     return Choice("cpu", "no GPU found that this build can use by itself; --cuda, --vulkan ask for one")
 
 

@@ -352,10 +352,12 @@ def test_everything_that_is_missing_is_named_at_once(tmp_path, monkeypatch):
     assert text.endswith("apt-get install g++ git python3-venv")
 
 
-def test_cuda_without_nvcc_names_the_next_step(monkeypatch):
+def test_a_gpu_without_nvcc_is_no_surprise_but_one_word_away(monkeypatch):
+    monkeypatch.setattr(toolchain.sys, "platform", "linux")
+    monkeypatch.setattr(toolchain, "nvidia_gpu", lambda: "GPU 0: some")
     monkeypatch.setattr(toolchain, "nvcc", lambda: None)
-    with pytest.raises(BuildError, match="CUDACXX"):
-        toolchain.check_backend("cuda")
+    choice = toolchain.choose(None)
+    assert choice.backend == "cpu" and "GPU 0: some" in choice.why and "--cuda alone" in choice.why
 
 
 # // the command line
