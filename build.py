@@ -95,9 +95,16 @@ def split_at_test(arguments: list[str]) -> tuple[list[str], list[str]]:
     places = [i for i, word in enumerate(arguments) if word == "test" and before_it[i] not in takes_value]
     if not places:
         return arguments, []
-    before, after = arguments[: places[0] + 1], arguments[places[0] + 1 :]
-    backends = [word for word in after if word.removeprefix("--") in toolchain.BACKENDS and word.startswith("--")]
-    return before + backends, [word for word in after if word not in backends]
+    ours, theirs = arguments[: places[0] + 1], []
+    words = iter(arguments[places[0] + 1 :])
+    for word in words:
+        if word == "--cuda-arch":
+            ours += [word, next(words, "")]
+        elif word.startswith("--cuda-arch=") or word in [f"--{name}" for name in toolchain.BACKENDS]:
+            ours.append(word)
+        else:
+            theirs.append(word)
+    return ours, theirs
 
 
 def positive(text: str) -> int:

@@ -232,8 +232,18 @@ def test_architectures_need_cuda(machine, monkeypatch, capsys):
     assert capsys.readouterr().err == "error: --cuda-arch is for --cuda, and this builds for cpu. Give both, or neither\n"
 
 
-def test_what_follows_the_architectures_may_be_named_test():
-    assert build.parse(["--cuda", "--cuda-arch", "90", "test", "-x"]).pytest == ["-x"]
+@pytest.mark.parametrize("line", [
+    "--cuda --cuda-arch 90 test -x --lf", "test --cuda -x --cuda-arch 90 --lf", "test -x --cuda-arch=90 --lf --cuda",
+])
+def test_the_architectures_may_stand_before_and_after_test(line):
+    args = build.parse(line.split())
+    assert (args.backend, args.cuda_arch, args.pytest) == ("cuda", ["90"], ["-x", "--lf"])
+
+
+def test_a_name_after_the_option_is_its_value(capsys):
+    with pytest.raises(SystemExit):
+        build.parse(["--cuda", "--cuda-arch", "test"])
+    assert "'test' is no CUDA architecture" in capsys.readouterr().err
 
 
 def test_it_compiles_for_the_gpus_that_are_there(machine, project):
