@@ -90,7 +90,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 def split_at_test(arguments: list[str]) -> tuple[list[str], list[str]]:
     """Splits at the verb ``test``, so that pytest's own options need no ``--`` before them."""
-    takes_value = {"-D", "--jobs", "-j", "--source", "--cuda-arch"}
+    takes_value = {"-D", "--jobs", "-j", "--source"}
     before_it = ["", *arguments]
     places = [i for i, word in enumerate(arguments) if word == "test" and before_it[i] not in takes_value]
     if not places:

@@ -194,7 +194,7 @@ def ensure(project: Project, env: Path, report: Report) -> Toolkit:
         with report.step("cuda") as step:
             step.progress(f"installing {', '.join(kit.lacks)}: up to 0.5 GB to fetch, 0.9 GB on the disk")
             environment.install(project, env, kit.lacks, f"cannot install {kit.lacks[0]} and its kin")
-            step.result = f"{len(kit.lacks)} packages of NVIDIA in {env}"
+            step.result = f"installed in {env}: {', '.join(kit.lacks)}"
         kit = find(project, env)
     if kit.packages:
         _link_packages(project, env, kit)

@@ -63,8 +63,7 @@ def _smi(*arguments: str) -> str:
 @lru_cache
 def _asked(smi: str, *arguments: str) -> str:
     # it takes a second, and a build asks several times
-    said, code = output([smi, *arguments])
-    return "" if code else said
+    return output([smi, *arguments])[0]
 
 
 def output(command: list[str]) -> tuple[str, int]:

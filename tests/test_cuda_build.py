@@ -1,4 +1,4 @@
-"""build.py --cuda: which toolkit is taken, what is installed, for which GPUs, what is said when it cannot work.
+"""build.py --cuda: which toolkit is taken, what is installed, what is called, what is said when it cannot work.
 
 The compilers and the driver are scripts on a PATH of our own, and NVIDIA's packages are made up; no GPU and no network.
 """
@@ -17,7 +17,7 @@ import pytest
 
 import build
 import upstream
-from ci import cuda, environment, library, nvidia, plan, source, toolchain
+from ci import cuda, environment, library, plan, source, toolchain
 from ci.doctor import examine, show
 from ci.project import BuildError, Project
 from ci.steps import Report
@@ -95,6 +95,13 @@ def test_a_toolkit_without_cublas_gets_that_alone(machine, project, installs):
     assert [path.name for path in include.iterdir()] == ["cublas_v2.h"]
     for name in ("cublas", "cublasLt"):
         assert Path(here[f"CUDA_{name}_LIBRARY"]).read_text() == "nvidia-cublas 13.0.88"
+
+
+@pytest.mark.parametrize("lacking", ["include/cublas_v2.h", "lib64/libcublas.so"])
+def test_half_of_cublas_is_none(machine, project, lacking):
+    root = machine.toolkit("13.0")
+    (root / lacking).unlink()
+    assert cuda.find(project, machine.env).lacks == ("nvidia-cublas==13.0.*",)
 
 
 @linux
@@ -202,76 +209,6 @@ def test_where_there_are_no_packages_the_toolkit_is_asked_for(machine, project, 
         cuda.find(project, machine.env)
 
 
-# // for which GPUs
-
-
-@pytest.mark.parametrize(("text", "read"), [
-    ("90", ["90"]),
-    ("90,86", ["86", "90"]),
-    ("8.6, 9.0;86", ["86", "90"]),
-    ("120a-real,100f,75-virtual", ["75-virtual", "100f", "120a-real"]),
-    ("native", ["native"]),
-    ("all-major", ["all-major"]),
-])
-def test_architectures_are_read(text, read):
-    assert nvidia.parse_architectures(text) == read
-
-
-@pytest.mark.parametrize("text", ["nonsense", "", "90,", "sm_90", "native,90", "9", "90-fast", "90b", "-86"])
-def test_architectures_that_are_none_are_refused_in_one_line(text, capsys):
-    with pytest.raises(SystemExit) as error:
-        build.parse(["--cuda", f"--cuda-arch={text}"])
-    assert error.value.code == 2
-    said = capsys.readouterr().err.splitlines()[-1]
-    assert "is no CUDA architecture" in said and "--cuda-arch" in said
-
-
-def test_architectures_need_cuda(machine, monkeypatch, capsys):
-    monkeypatch.setattr(toolchain, "missing", lambda *_, **__: [])
-    assert build.main(["--cpu", "--cuda-arch", "90"]) == 1
-    assert capsys.readouterr().err == "error: --cuda-arch is for --cuda, and this builds for cpu. Give both, or neither\n"
-
-
-@pytest.mark.parametrize("line", [
-    "--cuda --cuda-arch 90 test -x --lf", "test --cuda -x --cuda-arch 90 --lf", "test -x --cuda-arch=90 --lf --cuda",
-])
-def test_the_architectures_may_stand_before_and_after_test(line):
-    args = build.parse(line.split())
-    assert (args.backend, args.cuda_arch, args.pytest) == ("cuda", ["90"], ["-x", "--lf"])
-
-
-def test_a_name_after_the_option_is_its_value(capsys):
-    with pytest.raises(SystemExit):
-        build.parse(["--cuda", "--cuda-arch", "test"])
-    assert "'test' is no CUDA architecture" in capsys.readouterr().err
-
-
-def test_it_compiles_for_the_gpus_that_are_there(machine, project):
-    machine.toolkit(known="75 86 90")
-    machine.driver("CUDA Version: 13.0", "9.0", "8.6", "9.0")
-    kit = cuda.find(project, machine.env)
-    assert cuda.architectures(kit, None) == cuda.architectures(kit, ["native"]) == ["86", "90"]
-    assert cuda.architectures(kit, ["75"]) == ["75"]
-
-
-def test_without_a_gpu_it_compiles_for_what_the_compiler_knows_of_the_default(machine, project):
-    machine.toolkit(known="75 80 90")
-    # this is what nvidia-smi does where the driver is not loaded
-    machine.driver("no")
-    kit = cuda.find(project, machine.env)
-    assert cuda.architectures(kit, None) == ["75-virtual", "80-virtual", "90-virtual"]
-    with pytest.raises(BuildError, match="native: nvidia-smi shows no GPU"):
-        cuda.architectures(kit, ["native"])
-
-
-def test_a_gpu_that_the_compiler_no_longer_knows_is_an_error_before_anything_is_compiled(machine, project):
-    machine.toolkit("13.0", known="75 90")
-    machine.driver("CUDA Version: 13.0", "6.1")
-    with pytest.raises(BuildError, match="^nvcc 13.0 does not compile for architecture 61; it knows 75, 90[^\n]*$"):
-        cuda.architectures(cuda.find(project, machine.env), None)
-    assert cuda.architectures(cuda.find(project, machine.env), ["all-major"]) == ["all-major"]
-
-
 # // the content key
 
 
@@ -280,7 +217,7 @@ def test_the_key_follows_the_architectures_and_the_compiler(machine, project):
     keys = {target(project, machine, *asked).key for asked in (["90"], ["86"], ["86", "90"])}
     (machine.bin / "nvcc").unlink()
     toolchain.version.cache_clear()
-    machine.toolkit("12.4")
+    machine.toolkit("13.1")
     assert len(keys | {target(project, machine, "90").key}) == 4
 
 
@@ -296,9 +233,12 @@ def test_the_key_does_not_follow_where_the_toolkit_lies(machine, project, tmp_pa
 
 
 def test_settings_of_the_user_win(machine, project):
-    machine.toolkit()
-    one = target(project, machine, CMAKE_CUDA_ARCHITECTURES="61", GGML_CUDA_NO_VMM="OFF")
-    assert (one.settings["CMAKE_CUDA_ARCHITECTURES"], one.settings["GGML_CUDA_NO_VMM"]) == ("61", "OFF")
+    machine.toolkit("13.0", known="75 90")
+    # its GPU cannot be compiled for, which is nothing to somebody who says for what to compile
+    machine.driver("CUDA Version: 13.0", "6.1")
+    given = {"CMAKE_CUDA_ARCHITECTURES": "90", "GGML_CUDA_NO_VMM": "OFF", "CMAKE_INSTALL_RPATH": "/mine"}
+    settings = target(project, machine, **given).settings
+    assert {name: settings[name] for name in given} == given
 
 
 def test_ccache_is_used_and_changes_no_key(machine, project):
