@@ -352,4 +352,4 @@ def check_compilers(kit: Toolkit) -> None:
         )
     lines = [line.strip() for line in said.splitlines() if line.strip()]
     first = next((line for line in lines if re.search(r"error|fatal|not found|No such", line)), "no output")
-    raise BuildError(f"nvcc {kit.version} cannot compile an empty file: {first}. Look at what it says: {kit.nvcc} -c any.cu")
+    raise BuildError(f"nvcc {kit.version} cannot compile an empty file: {first}. Look at: {kit.nvcc} -c any.cu")

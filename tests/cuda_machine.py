@@ -1,4 +1,4 @@
-"""A made-up machine for the tests of --cuda: scripts for nvcc and nvidia-smi, and packages of NVIDIA's without content."""
+"""A made-up machine for the tests of --cuda: scripts for nvcc and nvidia-smi, packages of NVIDIA's without content."""
 
 from __future__ import annotations
 

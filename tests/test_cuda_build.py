@@ -359,7 +359,7 @@ def test_doctor_shows_the_choice_and_changes_nothing(machine, project, monkeypat
     found = examine(project, "cuda", {})
     assert sorted(project.root.rglob("*")) == before
     row = next(line for line in show(found).splitlines() if line.startswith("cuda "))
-    for part in ("yes", "GPU 0: NVIDIA Made Up", "driver for CUDA 13.1", "NVIDIA's packages, 13.0", "for 90", "nvidia-nvvm"):
+    for part in ("yes", "GPU 0: NVIDIA Made Up", "driver for CUDA 13.1", "packages, 13.0", "for 90", "nvidia-nvvm"):
         assert part in row
     assert found["libraries"]["cuda"]["state"] == "missing"
     assert any(step.startswith("python3 build.py --cuda") for step in found["next"])

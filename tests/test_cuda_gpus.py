@@ -46,7 +46,8 @@ def test_architectures_that_are_none_are_refused_in_one_line(text, capsys):
 def test_architectures_need_cuda(machine, monkeypatch, capsys):
     monkeypatch.setattr(toolchain, "missing", lambda *_, **__: [])
     assert build.main(["--cpu", "--cuda-arch", "90"]) == 1
-    assert capsys.readouterr().err == "error: --cuda-arch is for --cuda, and this builds for cpu. Give both, or neither\n"
+    said = capsys.readouterr().err
+    assert said == "error: --cuda-arch is for --cuda, and this builds for cpu. Give both, or neither\n"
 
 
 @pytest.mark.parametrize("line", [
