@@ -49,6 +49,14 @@ def capabilities() -> list[str]:
     return sorted(found, key=int)
 
 
+def gpus() -> list[dict[str, str]]:
+    """The GPUs that the driver sees: their names, memory, and the driver's version."""
+    fields = ("name", "memory.total", "driver_version")
+    listed = _smi(f"--query-gpu={','.join(fields)}", "--format=csv,noheader")
+    rows = [line.split(", ") for line in listed.splitlines()]
+    return [dict(zip(fields, row, strict=True)) for row in rows if len(row) == len(fields)]
+
+
 def driver_release() -> tuple[int, int] | None:
     """The CUDA version that the driver supports; None without a driver."""
     found = re.search(r"CUDA(?: \w+)? Version\s*:\s*(\d+)\.(\d+)", _smi())

@@ -83,12 +83,12 @@ def test(moved: Project, lib: Path, arguments: list[str], report: Report) -> tup
         command, cwd=moved.root, env=_environment(moved, lib), text=True, encoding="utf-8", errors="replace",
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **child_options(),
     )
-    found = _count(results) | {"selection": arguments, "exit_code": done.returncode}
+    found = count_tests(results) | {"selection": arguments, "exit_code": done.returncode}
     # pytest's own code for "no test was selected" must not pass for success
     return found, None if done.returncode == 0 and found["passed"] else tail(done.stdout, 12)
 
 
-def _count(results: Path) -> dict:
+def count_tests(results: Path) -> dict:
     counts: dict = {"passed": 0, "failed": 0, "skipped": 0, "failures": []}
     if not results.is_file():
         return counts
