@@ -11,7 +11,10 @@ Where things are, and where new ones go:
 - a metric: ``metrics``; a picture: ``plot/``; a command: ``cli/``; a kind of file: ``files``
 - the border to the library: ``header`` (structs and prototypes), ``native`` (finding and checking it)
 
-A backend is no matter of this package: ``ci/toolchain.py`` has how each is built, and nothing here asks which it is.
+- where a model runs: ``devices`` (what ``device=`` names), ``fit`` (whether it has room there), ``remote`` (RPC servers),
+  ``rpc_server`` (being one)
+
+How a backend is built is no matter of this package, ``ci/toolchain.py`` has that; hooks do not ask which one runs them.
 """
 
 from .ablation import AblationSweep, KnockoutSweep, ablation_sweep, knockout_sweep
@@ -21,7 +24,8 @@ from .attention import Attention, attention
 from .attribution import Attribution, direct_logit_attribution
 from .control import ControlVector
 from .edits import Edit, add, edit, edit_host, knockout, project_out, replace, scale, steer
-from .errors import EditError, FileError, InterpError, LibraryError, ModelError, RunError, SiteError
+from .devices import Device, Devices
+from .errors import DeviceError, EditError, FileError, InterpError, LibraryError, ModelError, RunError, SiteError
 from .generate import Stream
 from .graph import Tensor
 from .induction import InductionScores, induction_scores
@@ -44,6 +48,9 @@ __all__ = [
     "Attention",
     "Attribution",
     "ControlVector",
+    "Device",
+    "DeviceError",
+    "Devices",
     "Edit",
     "EditError",
     "FileError",

@@ -13,6 +13,10 @@ class ModelError(InterpError):
     """A model file cannot be loaded, or a model lacks what was asked of it."""
 
 
+class DeviceError(InterpError):
+    """A device that does not exist, a server that does not answer, or too little memory on one of them."""
+
+
 class SiteError(InterpError, LookupError):
     """A name, layer, head or position that does not exist; the message lists what does."""
 

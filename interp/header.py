@@ -9,9 +9,12 @@ from __future__ import annotations
 import ctypes as ct
 from ctypes import POINTER, c_char, c_char_p, c_float, c_int8, c_int32, c_int64, c_size_t, c_uint32, c_uint64, c_void_p
 
-VERSION = 4
+VERSION = 5
 
 GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_Q8_0, GGML_TYPE_I32 = 0, 1, 8, 26
+
+#: ``enum ggml_backend_dev_type``, in its order
+DEVICE_TYPES = ("cpu", "gpu", "igpu", "accel", "meta")
 
 CAPTURE_TENSOR, CAPTURE_ATTN, CAPTURE_STATS = 0, 1, 2
 
@@ -49,7 +52,7 @@ class Params(_Sized):
 
     _fields_ = _fields(c_uint32, "size n_ctx n_batch n_ubatch n_seq_max") + _fields(
         c_int32, "n_gpu_layers n_threads type_kv flash_attn use_mmap use_extra_bufts"
-    )
+    ) + [("devices", c_char_p)]
 
 
 class Info(_Sized):
@@ -64,6 +67,22 @@ class Info(_Sized):
         )
         + _fields(c_uint64, "n_params n_bytes")
     )
+
+
+class Device(_Sized):
+    """``struct llama_interp_device``"""
+
+    _fields_ = (
+        [("size", c_uint32), ("type", c_int32)]
+        + _fields(c_uint64, "memory_free memory_total n_weights n_cache n_compute")
+        + [("name", c_char * 64), ("description", c_char * 256), ("backend", c_char * 32)]
+    )
+
+
+class Layer(_Sized):
+    """``struct llama_interp_layer``"""
+
+    _fields_ = [("size", c_uint32), ("il", c_int32), ("n_weights", c_uint64), ("device", c_char * 64)]
 
 
 class TensorInfo(_Sized):
@@ -152,6 +171,8 @@ class AbiEntry(ct.Structure):
 STRUCTS = {
     "llama_interp_params": Params,
     "llama_interp_info": Info,
+    "llama_interp_device": Device,
+    "llama_interp_layer": Layer,
     "llama_interp_tensor_info": TensorInfo,
     "llama_interp_site": SiteInfo,
     "llama_interp_range": Range,
@@ -201,6 +222,23 @@ PROTOTYPES = {
     "error": (c_char_p, [c_void_p]),
     # int32_t llama_interp_meta(const struct llama_interp *, const char * key, char * buf, size_t n_buf)
     "meta": (c_int32, [c_void_p, c_char_p, c_char_p, c_size_t]),
+    # int32_t llama_interp_devices_list(struct llama_interp_device * devices, int32_t n_max)
+    "devices_list": (c_int32, [POINTER(Device), c_int32]),
+    # int32_t llama_interp_devices_used(.., struct llama_interp_device * devices, int32_t n_max)
+    "devices_used": (c_int32, [c_void_p, POINTER(Device), c_int32]),
+    # int32_t llama_interp_devices_needed(const char * path, const struct llama_interp_params * params, devices, n_max,
+    #     int32_t * n_layer)
+    "devices_needed": (c_int32, [c_char_p, POINTER(Params), POINTER(Device), c_int32, _INTS]),
+    # int32_t llama_interp_layer_get(.., int32_t il, struct llama_interp_layer * layer)
+    "layer_get": (c_int32, [c_void_p, c_int32, POINTER(Layer)]),
+    # int32_t llama_interp_rpc_connect(const char * endpoint, struct llama_interp_device * devices, int32_t n_max)
+    "rpc_connect": (c_int32, [c_char_p, POINTER(Device), c_int32]),
+    # void llama_interp_rpc_disconnect(const char * endpoint)
+    "rpc_disconnect": (None, [c_char_p]),
+    # int64_t llama_interp_rpc_n_lost(void)
+    "rpc_n_lost": (c_int64, []),
+    # int32_t llama_interp_rpc_serve(const char * endpoint, const char * devices, int32_t n_threads)
+    "rpc_serve": (c_int32, [c_char_p, c_char_p, c_int32]),
     # int32_t llama_interp_tokenize(.., text, n_text, int32_t * tokens, n_tokens_max, add_special, parse_special)
     "tokenize": (c_int32, [c_void_p, c_char_p, c_int32, _INTS, c_int32, c_int32, c_int32]),
     # int32_t llama_interp_token_to_piece(.., int32_t token, char * buf, int32_t n_buf)

@@ -5,16 +5,18 @@ from __future__ import annotations
 import ctypes as ct
 import importlib.util
 import os
+from contextlib import nullcontext
 from pathlib import Path
 
-from . import header, native
-from .errors import ModelError, RunError
+from . import fit, header, native
+from .devices import Choice
+from .errors import DeviceError, ModelError, RunError
 from .scan import MIN_BATCH
 
 KV_TYPES = {"f16": header.GGML_TYPE_F16, "f32": header.GGML_TYPE_F32, "q8_0": header.GGML_TYPE_Q8_0}
 
 #: more are no prompt but a mistake, and ggml has no room for them
-_MAX_CTX, _MAX_LAYERS, _MAX_THREADS = 1 << 27, 1 << 16, 512
+_MAX_CTX, _MAX_LAYERS, MAX_THREADS = 1 << 27, 1 << 16, 512
 
 #: sequences of one context: cells of a sweep that run together, and one for the prompt that they share
 N_SEQUENCES = 64
@@ -101,11 +103,13 @@ def open_file(
     flash_attn: bool,
     n_threads: int | None,
     repack: bool,
+    choice: Choice,
 ) -> int:
     """Load a model and make its context; the result is the library's handle. Arguments as in :class:`interp.Model`.
 
     Raises:
         ModelError: the library cannot load it; the message holds its log.
+        DeviceError: it does not fit on its devices, or an RPC server goes away meanwhile.
         RunError: an option of the wrong kind.
     """
     n_cells = max(n_ctx, MIN_BATCH)
@@ -115,22 +119,31 @@ def open_file(
         n_ubatch=min(n_cells, 512),
         n_seq_max=min(N_SEQUENCES, n_cells),
         n_gpu_layers=as_count(n_gpu_layers, "n_gpu_layers", -1, _MAX_LAYERS),
-        n_threads=as_count(n_threads, "n_threads", 1, _MAX_THREADS) if n_threads is not None else _usable_cores(),
+        n_threads=as_count(n_threads, "n_threads", 1, MAX_THREADS) if n_threads is not None else usable_cores(),
         type_kv=KV_TYPES[kv_type],
         flash_attn=bool(flash_attn),
         use_mmap=1,
         use_extra_bufts=bool(repack),
+        devices=None if choice.names is None else choice.names.encode(),
     )
+    if choice.is_offload:
+        fit.check(lib, path, params)
     lib.take_log()
-    handle = lib.init(os.fsencode(path), ct.byref(params))
+    with choice.servers.limited() if choice.servers else nullcontext():
+        handle = lib.init(os.fsencode(path), ct.byref(params))
+    if choice.servers and (lost := choice.servers.reason()):
+        lib.free(handle)
+        raise DeviceError(f"{path} cannot be loaded: {lost}.")
     if not handle:
-        reason = (lib.error(None) or b"").decode() or "it cannot be loaded"
-        log = "; ".join(line.strip() for line in lib.take_log()[-3:])
+        reason, log = lib.reason(), "; ".join(line.strip() for line in lib.take_log()[-3:])
+        # of all reasons the one that llama.cpp's log tells least about
+        fit.check(lib, path, params)
         raise ModelError(f"{path}: {reason}{f' ({log})' if log else ''}.")
     return handle
 
 
-def _usable_cores() -> int:
+def usable_cores() -> int:
+    """As many as this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

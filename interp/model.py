@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from . import chat, generate, load, native, state, weights
+from . import chat, devices, generate, load, native, state, weights
 from .errors import RunError
 from .inspect import Graph
 from .program import as_list
@@ -22,7 +22,12 @@ class Model(Context):
     Args:
         path: a GGUF file; None: the default model (SmolLM2-135M-Instruct).
         n_ctx: tokens that a prompt and what follows may have; models with learned positions may have fewer.
-        n_gpu_layers: layers on the GPU; -1: all, where the library was built for one.
+        device: where the layers run: ``"cpu"``; ``"cuda"``, ``"cuda:0"``, ``"metal"``, ``"vulkan:0"``, where the library
+            was built for it; ``"rpc://HOST:PORT"``, another machine (``llama-interp rpc-server``); several, as a list or
+            with commas between them, share the layers by their free memory; None: llama.cpp's own choice, all GPUs of
+            this machine. ``llama-interp devices`` lists what there is.
+        n_gpu_layers: so many of the last layers run on the devices, the others on the CPU; -1: all. One more than the
+            model has: the output head as well.
         kv_type: type of the KV cache: ``"f16"``, ``"f32"`` or ``"q8_0"`` (with flash attention only).
         flash_attn: faster and leaner; off for comparisons with other software at full precision.
         n_threads: CPU threads; None: as many as this process may use.
@@ -30,6 +35,7 @@ class Model(Context):
 
     Raises:
         ModelError: the file is missing, no GGUF, damaged, or of an unknown architecture.
+        DeviceError: a device that does not exist, an RPC server that does not answer, or too little memory for the layers.
         LibraryError: the compiled library is missing or does not match.
     """
 
@@ -38,6 +44,7 @@ class Model(Context):
         path=None,
         *,
         n_ctx: int = 2048,
+        device=None,
         n_gpu_layers: int = -1,
         kv_type: str = "f16",
         flash_attn: bool = True,
@@ -46,11 +53,12 @@ class Model(Context):
     ):
         kv_type, n_ctx, found = load.as_kv_type(kv_type), load.as_n_ctx(n_ctx), load.find_file(path)
         lib = native.load()
+        choice = devices.choose(lib, device)
         handle = load.open_file(
             lib, found, n_ctx=n_ctx, n_gpu_layers=n_gpu_layers, kv_type=kv_type, flash_attn=flash_attn,
-            n_threads=n_threads, repack=repack,
+            n_threads=n_threads, repack=repack, choice=choice,
         )  # fmt: skip
-        self._adopt(lib, handle, found, kv_type, n_ctx)
+        self._adopt(lib, handle, found, kv_type, n_ctx, choice.servers)
 
     def __repr__(self) -> str:
         return f"Model({self.name!r}, {self.arch}, {self.n_layer} layers, {self.n_head} heads, n_embd {self.n_embd})"
@@ -60,6 +68,16 @@ class Model(Context):
 
     def __exit__(self, *_exc) -> None:
         self.close()
+
+    @property
+    def devices(self) -> devices.Devices:
+        """What the model has where: a list of :class:`interp.Device`, which prints as a table.
+
+        Raises:
+            RunError: an RPC server of the model went away.
+        """
+        with self._locked() as handle:
+            return devices.used(self._lib, handle, self.n_layer)
 
     # text
 

@@ -144,6 +144,11 @@ class Library:
         return [line for line in buf.value.decode(errors="replace").splitlines() if line.strip()]
 
 
+    def reason(self, handle: int | None = None) -> str:
+        """What the last function that failed says; of a handle, or, with None, of one that has none."""
+        return (self.error(handle) or b"").decode() or "no reason is given"
+
+
 @lru_cache(maxsize=None)
 def load(path: Path | None = None) -> Library:
     """The library, loaded and checked once in a process.

@@ -16,6 +16,7 @@ from . import header, native, state
 from .errors import RunError, SiteError
 from .inspect import Graph
 from .program import Batch, Program, decode
+from .remote import Servers
 from .run import Run
 from .scan import scan
 from .sites import Key, SiteTable
@@ -34,9 +35,17 @@ class Context:
     #: whether what a run has put into the cache may stay there until the next one
     _can_keep = True
 
-    def _adopt(self, lib: native.Library, handle: int, path: Path, kv_type: str, n_ctx: int | None = None) -> None:
+    #: what is said to whoever uses it then
+    _closed = "This model is closed."
+
+    def _adopt(
+        self, lib: native.Library, handle: int, path: Path, kv_type: str, n_ctx: int | None = None,
+        servers: Servers | None = None,
+    ) -> None:  # fmt: skip
         """Take a handle of the library over and read from it what is to be known of the model."""
-        self._lib = lib
+        self._lib = lib if servers is None else servers.guard(lib)
+        for connection in servers.connections if servers else ():
+            connection.users.add(self)
         self._lock = threading.Lock()
         self._owner: int | None = None
         self._is_paused = False
@@ -86,6 +95,17 @@ class Context:
         if handle:
             self._lib.free(handle)
 
+    def _bury(self, reason: str) -> bool:
+        """Free a model whose RPC server went away; False: it is at work."""
+        if not self._lock.acquire(timeout=1):
+            return False
+        try:
+            self._closed = f"This model is closed: {reason}. Load it again."
+            self._free()
+        finally:
+            self._lock.release()
+        return True
+
     def _let_go(self) -> int | None:
         """The handle, which nothing here uses any more."""
         handle, self._handle = self._handle, None
@@ -99,7 +119,7 @@ class Context:
 
     def _check_open(self) -> None:
         if not self._handle:
-            raise RunError("This model is closed.")
+            raise RunError(self._closed)
 
     @contextmanager
     def _locked(self) -> Iterator[int]:

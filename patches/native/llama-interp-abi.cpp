@@ -19,6 +19,7 @@ static const llama_interp_abi_entry entries[] = {
     FIELD(llama_interp_params, flash_attn),
     FIELD(llama_interp_params, use_mmap),
     FIELD(llama_interp_params, use_extra_bufts),
+    FIELD(llama_interp_params, devices),
 
     SIZE (llama_interp_info),
     FIELD(llama_interp_info, n_ctx),
@@ -43,6 +44,22 @@ static const llama_interp_abi_entry entries[] = {
     FIELD(llama_interp_info, add_bos),
     FIELD(llama_interp_info, n_params),
     FIELD(llama_interp_info, n_bytes),
+
+    SIZE (llama_interp_device),
+    FIELD(llama_interp_device, type),
+    FIELD(llama_interp_device, memory_free),
+    FIELD(llama_interp_device, memory_total),
+    FIELD(llama_interp_device, n_weights),
+    FIELD(llama_interp_device, n_cache),
+    FIELD(llama_interp_device, n_compute),
+    FIELD(llama_interp_device, name),
+    FIELD(llama_interp_device, description),
+    FIELD(llama_interp_device, backend),
+
+    SIZE (llama_interp_layer),
+    FIELD(llama_interp_layer, il),
+    FIELD(llama_interp_layer, n_weights),
+    FIELD(llama_interp_layer, device),
 
     SIZE (llama_interp_tensor_info),
     FIELD(llama_interp_tensor_info, type),

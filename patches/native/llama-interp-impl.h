@@ -27,6 +27,35 @@ class llama_kv_cache;
 #define LLAMA_INTERP_MASKED -1e30f
 
 //
+// assertions
+//
+
+// ggml and llama.cpp assert what they trust callers and files with. where a file or another machine decides, a failed
+// assertion has to be an error: on the thread of a guard it is an exception
+struct llama_interp_abort_guard {
+    llama_interp_abort_guard();
+    ~llama_interp_abort_guard();
+};
+
+// from here on a server that goes away ends the requests that wait for it, and not the process
+void llama_interp_abort_allow_loss();
+
+// the error of functions without a handle
+std::string & llama_interp_init_error();
+
+//
+// devices
+//
+
+// load a model and make a context of it; throws where one of them fails
+// no_alloc: neither can run, but both know what they would need
+void llama_interp_load(const char * path, const llama_interp_params & params, bool no_alloc, llama_model *& model, llama_context *& ctx);
+
+// what llama_model_params.devices takes for these names
+// throws where there is no such device
+std::vector<ggml_backend_dev_t> llama_interp_devices_find(const std::string & names);
+
+//
 // rows: which token a row of a tensor belongs to
 //
 

@@ -55,42 +55,8 @@ size_t llama_interp_log_take(char * buf, size_t n_buf) {
 }
 
 //
-// assertions
-//
-
-// ggml and llama.cpp assert what they trust callers and files with. where a file decides, a failed assertion has to
-// be an error: the guard makes it an exception
-static thread_local int abort_guards = 0;
-
-static ggml_abort_callback_t abort_next = nullptr;
-
-static void on_abort(const char * message) {
-    if (abort_guards > 0) {
-        throw std::runtime_error(std::string("llama.cpp gave up, the model file may be damaged: ") + message);
-    }
-    if (abort_next) {
-        abort_next(message);
-    } else {
-        fprintf(stderr, "%s\n", message);
-    }
-}
-
-struct abort_guard {
-    abort_guard() {
-        static std::once_flag once;
-        std::call_once(once, [] { abort_next = ggml_set_abort_callback(on_abort); });
-        abort_guards++;
-    }
-    ~abort_guard() {
-        abort_guards--;
-    }
-};
-
-//
 // handle
 //
-
-static thread_local std::string init_error;
 
 // cparams is copied into every graph, so the hook finds the handle wherever a graph is built
 static void set_handle(llama_context * lctx, llama_interp * interp) {
@@ -105,11 +71,11 @@ static void reserve_nodes(llama_interp * interp) {
 
 llama_interp * llama_interp_attach(llama_context * ctx) {
     if (!ctx) {
-        init_error = "no context";
+        llama_interp_init_error() = "no context";
         return nullptr;
     }
     if (ctx->get_cparams().interp) {
-        init_error = "the context has a handle already";
+        llama_interp_init_error() = "the context has a handle already";
         return nullptr;
     }
 
@@ -143,50 +109,62 @@ static llama_context_params make_context_params(const llama_interp_params & para
     return res;
 }
 
+void llama_interp_load(const char * path, const llama_interp_params & params, bool no_alloc, llama_model *& model, llama_context *& ctx) {
+    ggml_backend_load_all();
+    llama_backend_init();
+
+    auto mparams = llama_model_default_params();
+    mparams.n_gpu_layers    = params.n_gpu_layers;
+    mparams.use_extra_bufts = params.use_extra_bufts != 0;
+    mparams.no_alloc        = no_alloc;
+    if (no_alloc || !params.use_mmap) {
+        mparams.load_mode = LLAMA_LOAD_MODE_NONE;
+    }
+
+    std::vector<ggml_backend_dev_t> devices;
+    if (params.devices) {
+        devices = llama_interp_devices_find(params.devices);
+        devices.push_back(nullptr);
+        mparams.devices = devices.data();
+    }
+
+    std::unique_ptr<llama_model, decltype(&llama_model_free)> loaded(llama_model_load_from_file(path, mparams), llama_model_free);
+    if (!loaded) {
+        throw std::runtime_error("the model could not be loaded");
+    }
+
+    auto cparams = make_context_params(params);
+    if (llama_model_is_recurrent(loaded.get()) || llama_model_is_hybrid(loaded.get())) {
+        cparams.n_seq_max = 1;
+    }
+
+    ctx = llama_init_from_model(loaded.get(), cparams);
+    if (!ctx) {
+        throw std::runtime_error("the context could not be made");
+    }
+    model = loaded.release();
+}
+
 llama_interp * llama_interp_init(const char * path, const llama_interp_params * params) {
-    init_error.clear();
+    llama_interp_init_error().clear();
 
     if (!path || !params || params->size != sizeof(*params)) {
-        init_error = "wrong size of llama_interp_params";
+        llama_interp_init_error() = "wrong size of llama_interp_params";
         return nullptr;
     }
 
     try {
-        abort_guard guard;
+        llama_interp_abort_guard guard;
 
-        ggml_backend_load_all();
-        llama_backend_init();
-
-        auto mparams = llama_model_default_params();
-        mparams.n_gpu_layers    = params->n_gpu_layers;
-        mparams.use_extra_bufts = params->use_extra_bufts != 0;
-        if (!params->use_mmap) {
-            mparams.load_mode = LLAMA_LOAD_MODE_NONE;
-        }
-
-        llama_model * model = llama_model_load_from_file(path, mparams);
-        if (!model) {
-            init_error = "the model could not be loaded";
-            return nullptr;
-        }
-
-        auto cparams = make_context_params(*params);
-        if (llama_model_is_recurrent(model) || llama_model_is_hybrid(model)) {
-            cparams.n_seq_max = 1;
-        }
-
-        llama_context * ctx = llama_init_from_model(model, cparams);
-        if (!ctx) {
-            llama_model_free(model);
-            init_error = "the context could not be made";
-            return nullptr;
-        }
+        llama_model   * model = nullptr;
+        llama_context * ctx   = nullptr;
+        llama_interp_load(path, *params, false, model, ctx);
 
         auto * interp = llama_interp_attach(ctx);
         interp->model = model;
         return interp;
     } catch (const std::exception & err) {
-        init_error = err.what();
+        llama_interp_init_error() = err.what();
         return nullptr;
     }
 }
@@ -207,14 +185,14 @@ void llama_interp_free(llama_interp * interp) {
         try {
             interp->lctx->sched_reserve();
         } catch (const std::exception & err) {
-            init_error = err.what(); // it will try again at its next decode
+            llama_interp_init_error() = err.what(); // it will try again at its next decode
         }
     }
     delete interp;
 }
 
 const char * llama_interp_error(const llama_interp * interp) {
-    return interp ? interp->error.c_str() : init_error.c_str();
+    return interp ? interp->error.c_str() : llama_interp_init_error().c_str();
 }
 
 //
@@ -516,7 +494,7 @@ int32_t llama_interp_scan(llama_interp * interp, int32_t n_tokens) {
     }
 
     try {
-        abort_guard guard;
+        llama_interp_abort_guard guard;
 
         interp->lctx->sched_reserve();
 
@@ -642,7 +620,7 @@ int32_t llama_interp_decode(llama_interp * interp, const llama_interp_batch * ba
     }
 
     try {
-        abort_guard guard;
+        llama_interp_abort_guard guard;
 
         llama_interp_stats_begin(interp, false);
         std::vector<size_t> n_chunks;
@@ -746,7 +724,7 @@ size_t llama_interp_state_set(llama_interp * interp, int32_t seq, const uint8_t 
         return 0;
     }
     try {
-        abort_guard guard;
+        llama_interp_abort_guard guard;
         return llama_state_seq_set_data(interp->lctx, src, n_src, seq);
     } catch (const std::exception & err) {
         interp->error = err.what();

@@ -16,7 +16,7 @@
 extern "C" {
 #endif
 
-#define LLAMA_INTERP_VERSION 4
+#define LLAMA_INTERP_VERSION 5
 
 struct llama_interp;
 
@@ -60,6 +60,8 @@ struct llama_interp_params {
     int32_t  flash_attn;     // 0 or 1
     int32_t  use_mmap;       // 0 or 1
     int32_t  use_extra_bufts; // 0: weights stay as they are in the file and can be read back
+
+    const char * devices; // names of ggml's devices with commas between them, "": the CPU alone, NULL: llama.cpp's choice
 };
 
 struct llama_interp_info {
@@ -99,11 +101,68 @@ LLAMA_API void llama_interp_free(struct llama_interp * interp);
 
 LLAMA_API int32_t llama_interp_get_info(const struct llama_interp * interp, struct llama_interp_info * info);
 
-// the last error of this handle, or, with NULL, of llama_interp_init and llama_interp_attach on this thread
+// the last error of this handle, or, with NULL, of the functions on this thread that have none
 LLAMA_API const char * llama_interp_error(const struct llama_interp * interp);
 
 // value of a key of the GGUF header, or -1; returns the length, may be larger than n_buf
 LLAMA_API int32_t llama_interp_meta(const struct llama_interp * interp, const char * key, char * buf, size_t n_buf);
+
+//
+// devices
+//
+
+struct llama_interp_device {
+    uint32_t size;
+
+    int32_t  type;         // a ggml_backend_dev_type
+    uint64_t memory_free;  // both 0: it does not say
+    uint64_t memory_total;
+    uint64_t n_weights;    // bytes that a model has there
+    uint64_t n_cache;
+    uint64_t n_compute;
+    char     name[64];
+    char     description[256];
+    char     backend[32];
+};
+
+// functions that fill devices[n_max] return how many there are, which may be more, or a negative number
+
+// the devices of this machine that the library was built for; RPC servers are not among them
+LLAMA_API int32_t llama_interp_devices_list(struct llama_interp_device * devices, int32_t n_max);
+
+// those that hold a part of the model
+LLAMA_API int32_t llama_interp_devices_used(const struct llama_interp * interp, struct llama_interp_device * devices, int32_t n_max);
+
+// those that llama_interp_init would use and what it would put there, from the header of the file: nothing is allocated
+LLAMA_API int32_t llama_interp_devices_needed(
+                           const char * path,
+    const struct llama_interp_params  * params,
+          struct llama_interp_device  * devices,
+                              int32_t   n_max,
+                              int32_t * n_layer);
+
+struct llama_interp_layer {
+    uint32_t size;
+
+    int32_t  il;
+    uint64_t n_weights;  // bytes
+    char     device[64];
+};
+
+// il -1: the embedding of the tokens, the number of layers: what comes after the last
+LLAMA_API int32_t llama_interp_layer_get(const struct llama_interp * interp, int32_t il, struct llama_interp_layer * layer);
+
+// connect to the RPC server at "host:port" and fill in its devices, which llama_interp_params may name then
+// the connection stays until llama_interp_rpc_disconnect; models on the server need it no longer
+// what does not answer blocks for ever: ask the endpoint first
+LLAMA_API int32_t llama_interp_rpc_connect   (const char * endpoint, struct llama_interp_device * devices, int32_t n_max);
+LLAMA_API void    llama_interp_rpc_disconnect(const char * endpoint);
+
+// requests of this process that an RPC server did not answer: each of them got zeros instead
+LLAMA_API int64_t llama_interp_rpc_n_lost(void);
+
+// serve these devices, named as in llama_interp_params; returns only where it fails
+LLAMA_API int32_t llama_interp_rpc_serve(const char * endpoint, const char * devices, int32_t n_threads);
 
 //
 // vocabulary

@@ -1,0 +1,66 @@
+// assertions and lost servers: what would end the process, as an error
+
+#include "llama-interp-impl.h"
+
+#include "ggml.h"
+
+#include <atomic>
+#include <cstring>
+#include <mutex>
+#include <stdexcept>
+
+static thread_local int abort_guards = 0;
+
+static ggml_abort_callback_t abort_next = nullptr;
+
+static std::atomic<bool>    loss_allowed { false };
+static std::atomic<int64_t> n_lost       { 0 };
+
+static bool is_rpc(const char * message) {
+    return strstr(message, "ggml-rpc") != nullptr;
+}
+
+static void on_abort(const char * message) {
+    if (abort_guards > 0) {
+        const char * reason = is_rpc(message) ? "the RPC server does not answer as one: " : "llama.cpp gave up, the model file may be damaged: ";
+        throw std::runtime_error(reason + std::string(message));
+    }
+    // a thread of ggml's that speaks with a server: there the series catches it
+    if (loss_allowed && is_rpc(message)) {
+        n_lost++;
+        throw std::runtime_error(message);
+    }
+    if (abort_next) {
+        abort_next(message);
+    } else {
+        fprintf(stderr, "%s\n", message);
+    }
+}
+
+static void set_callback() {
+    static std::once_flag once;
+    std::call_once(once, [] { abort_next = ggml_set_abort_callback(on_abort); });
+}
+
+llama_interp_abort_guard::llama_interp_abort_guard() {
+    set_callback();
+    abort_guards++;
+}
+
+llama_interp_abort_guard::~llama_interp_abort_guard() {
+    abort_guards--;
+}
+
+void llama_interp_abort_allow_loss() {
+    set_callback();
+    loss_allowed = true;
+}
+
+int64_t llama_interp_rpc_n_lost(void) {
+    return n_lost;
+}
+
+std::string & llama_interp_init_error() {
+    static thread_local std::string error;
+    return error;
+}
