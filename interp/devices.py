@@ -259,8 +259,8 @@ def local(here: Devices, part: str) -> list[Device]:
     if found:
         return found
     lacking = [flag for flag in BUILD_FLAGS if not any(name.split(":")[0] == flag for name in here.names())]
-    flags = " or ".join(f"python3 build.py --{flag}" for flag in lacking)
+    flags = " or ".join(f"--{flag}" for flag in lacking)
     raise DeviceError(
         f"There is no device {part!r} here, but {', '.join(device.name for device in here if device.kind != 'accel')}. "
-        f"This library may lack its backend: {flags} builds one; rpc://HOST:PORT is another machine."
+        f"python3 build.py {flags} builds a library for others; rpc://HOST:PORT is another machine."
     )

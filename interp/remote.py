@@ -104,7 +104,7 @@ class Connection:
     Attributes:
         endpoint: ``"host:port"``.
         devices: the server's, as :class:`interp.header.Device`.
-        lost: why it can be used no more; None: it can.
+        lost: what the server did, if the connection can be used no more; None: it can.
     """
 
     _all: "weakref.WeakValueDictionary[str, Connection]" = weakref.WeakValueDictionary()
@@ -155,7 +155,7 @@ class Connection:
     def is_lost(self) -> bool:
         """Whether the server went away; one system call."""
         if self.lost is None and not self._is_alive():
-            self.lost = f"the RPC server {self.endpoint} went away"
+            self.lost = "went away"
         return self.lost is not None
 
     def _is_alive(self) -> bool:
@@ -182,7 +182,7 @@ class Connection:
             DeviceError: one of them is still at work.
         """
         for user in list(self.users):
-            if not user._bury(self.lost or "its RPC server went away"):
+            if not user._bury(f"the RPC server {self.endpoint} {self.lost}"):
                 raise DeviceError(
                     f"A model that used {self.endpoint} before the server went away still runs or has an open stream. "
                     "Close it, then load the model again."
@@ -229,13 +229,19 @@ class Servers:
 
     def reason(self) -> str | None:
         """Why the model cannot go on; None: it can."""
-        lost = [c.lost for c in self.connections if c.is_lost()]
-        return f"{' and '.join(dict.fromkeys(lost))}, and with it a part of the model" if lost else None
+        lost: dict[str, list[str]] = {}
+        for connection in self.connections:
+            if connection.is_lost():
+                lost.setdefault(connection.lost, []).append(connection.endpoint)
+        return " and ".join(f"the RPC server {', '.join(where)} {what}" for what, where in lost.items()) or None
 
     def check(self) -> None:
         reason = self.reason()
         if reason:
-            raise RunError(f"{reason[:1].upper()}{reason[1:]}. Start it again if need be, and load the model again.")
+            raise RunError(
+                f"A part of the model is lost: {reason}. Start it again where need be (llama-interp rpc-server), and load "
+                "the model again."
+            )
 
     @contextlib.contextmanager
     def limited(self) -> Iterator[None]:
@@ -249,10 +255,7 @@ class Servers:
 
     def cut(self) -> None:
         for connection in self.connections:
-            connection.cut(
-                f"the RPC server {connection.endpoint} did not answer for {self._seconds:g} s "
-                f"({_CALL_SECONDS[0]} is the limit)"
-            )
+            connection.cut(f"did not answer for {self._seconds:g} s ({_CALL_SECONDS[0]} is the limit)")
 
     def guard(self, lib: native.Library) -> "GuardedLibrary":
         return GuardedLibrary(lib, self)

@@ -11,6 +11,12 @@ import pytest
 import interp
 import models
 
+#: every model that a test loads in its own process runs there, unless the test says where: "cuda:0",
+#: "rpc://127.0.0.1:50052,rpc://127.0.0.1:50053", with so many layers
+for option, variable in {"device": "LLAMA_INTERP_TEST_DEVICE", "n_gpu_layers": "LLAMA_INTERP_TEST_GPU_LAYERS"}.items():
+    if given := os.environ.get(variable):
+        interp.Model.__init__.__kwdefaults__[option] = given if option == "device" else int(given)
+
 PROMPT = "The Eiffel Tower is located in the city of"
 
 

@@ -4,8 +4,8 @@ from .root import cli
 
 # the commands enter themselves into the group
 from . import (  # noqa: E402, F401  isort: skip
-    ablation, attention, attribution, doctor, generate, graph, induction, knockout, lens, paths, run, show, sites,
-    stats, sweep,
+    ablation, attention, attribution, devices, doctor, generate, graph, induction, knockout, lens, paths, rpc_server,
+    run, show, sites, stats, sweep,
 )
 
 cli.add_command(generate.generate)

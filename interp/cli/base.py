@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ..errors import EditError, InterpError, SiteError
-from .arguments import Number
+from .arguments import Count, Number
 
 if TYPE_CHECKING:
     from ..model import Model
@@ -157,11 +157,28 @@ def _forget_stdout() -> None:
 # // the model
 
 
+#: where the options that say where a model runs are kept, for a command and its subcommand
+_PLACE = "llama-interp.place"
+
+
 def model_option(command):
-    """-m; also accepted before the name of a subcommand."""
+    """-m, --device and -ngl; also accepted before the name of a subcommand."""
+    command = click.option(
+        "-ngl", "--n-gpu-layers", type=Count(), metavar="N", expose_value=False, callback=_keep_place,
+        help="Only the last N layers run on the devices.",
+    )(command)
+    command = click.option(
+        "--device", metavar="DEVICE,…", expose_value=False, callback=_keep_place,
+        help="Where it runs: cpu, cuda:0, rpc://HOST:PORT, ….",
+    )(command)
     return click.option(
         "-m", "--model", "path", type=click.Path(), metavar="GGUF", help="Model file; without it, the default model.",
     )(command)
+
+
+def _keep_place(ctx: click.Context, param: click.Parameter, value) -> None:
+    if value is not None:
+        ctx.meta.setdefault(_PLACE, {})[param.name] = value
 
 
 def prompt_option(command):
@@ -182,10 +199,11 @@ def load(path: str | None, prompt: str | None = None, more: int = 0) -> Model:
     """
     import interp
 
-    path = path if path is not None else click.get_current_context().find_object(str)
+    ctx = click.get_current_context()
+    path, place = path if path is not None else ctx.find_object(str), ctx.meta.get(_PLACE, {})
     # A token is at least a byte, but for the few that a model puts around a text.
     room = len((prompt or "").encode(errors="replace")) + more + 16
-    model = interp.Model(path, n_ctx=min(room, 1 << 20)) if room > 2048 else interp.Model(path)
+    model = interp.Model(path, n_ctx=min(max(room, 2048), 1 << 20), **place)
     if prompt is not None and not model.tokens(prompt):
         raise click.UsageError("the prompt is empty: -p TEXT needs at least one token")
     return model

@@ -85,7 +85,7 @@ def cli(
     if ctx.invoked_subcommand is not None:
         if prompt is not None or wants:
             command = f"llama-interp {ctx.invoked_subcommand} …"
-            raise click.UsageError(f"options other than -m come after the command: {command}")
+            raise click.UsageError(f"options other than those of the model come after the command: {command}")
         return
     if prompt is None:
         if wants:
