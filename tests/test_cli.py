@@ -25,10 +25,10 @@ def test_without_a_prompt_the_help_is_shown_and_fits_one_screen():
     text = output_of()
     assert text == output_of("--help") == output_of("-h")
     lines = text.splitlines()
-    assert lines[0].startswith("Usage: llama-interp") and len(lines) <= 42 and max(map(len, lines)) <= 80
+    assert lines[0].startswith("Usage: llama-interp") and len(lines) <= 48 and max(map(len, lines)) <= 80
     flags = (
         "--logit-lens --ll --logit-lens-topk --ll-topk --draw -d --ablate -a --select -s --save --patch --patch-avg "
-        "--print-cgraph -n -m -p --json --version --help"
+        "--print-cgraph -n -m --device -ngl --n-gpu-layers -p --json --version --help"
     )
     assert set(flags.split()) <= set(text.replace(",", " ").split())
     assert sum(line.startswith("  llama-interp ") for line in lines) == 3

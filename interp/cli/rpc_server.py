@@ -31,7 +31,6 @@ def rpc_server(host: str, port: int, device: str | None, threads: int | None) ->
         os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
     def say(address: str, port: int, names: list[str]) -> None:
-        os.write(out, f"RPC server at {address}:{port}, serving {', '.join(names)}; Ctrl-C ends it\n".encode())
         if server.is_loopback(address):
             warning = "the protocol has no authentication: every user of this machine can use it"
         else:
@@ -40,6 +39,7 @@ def rpc_server(host: str, port: int, device: str | None, threads: int | None) ->
                 "protocol has no authentication and no encryption. Only for networks that you trust"
             )
         click.secho(f"warning: {warning}", fg="yellow", err=True)
+        os.write(out, f"RPC server at {address}:{port}, serving {', '.join(names)}; Ctrl-C ends it\n".encode())
 
     try:
         server.serve(host, port, device, threads, on_ready=say)

@@ -261,6 +261,9 @@ ggml_tensor * llama_interp_host(llama_interp * interp, ggml_tensor * a) {
     ggml_tensor * res = ggml_map_custom1(ctx0, ggml_is_contiguous(a) ? a : ggml_cont(ctx0, a), run_host, 1, interp->host_calls.back().get());
     build.handles.insert(res);
 
+    // an RPC server claims every operation, and would call an address of this process
+    ggml_backend_sched_set_tensor_backend(build.gctx.sched, res, build.gctx.backend_cpu);
+
     return res;
 }
 
