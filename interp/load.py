@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes as ct
 import importlib.util
 import os
-from contextlib import nullcontext
 from pathlib import Path
 
 from . import fit, header, native
@@ -129,8 +128,7 @@ def open_file(
     if choice.is_offload:
         fit.check(lib, path, params)
     lib.take_log()
-    with choice.servers.limited() if choice.servers else nullcontext():
-        handle = lib.init(os.fsencode(path), ct.byref(params))
+    handle = lib.init(os.fsencode(path), ct.byref(params))
     if choice.servers and (lost := choice.servers.reason()):
         lib.free(handle)
         raise DeviceError(f"{path} cannot be loaded: {lost}.")

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 #: seconds that a server may take to accept a connection and to answer the first request
 ANSWER_SECONDS = 10.0
 
-#: seconds that one call of the library may take before the connection is cut; a batch of a large model takes long
+#: seconds that one call of the library may take before the connection is cut; a batch of a large model takes long.
+#: loading has no such limit: weights may go over a slow line for hours
 _CALL_SECONDS = "LLAMA_INTERP_RPC_TIMEOUT", 600.0
 
 #: the first request of every connection, and the size of what both sides say in it: the same in all versions
@@ -225,7 +226,9 @@ class Servers:
 
     def __init__(self, connections: list[Connection]):
         self.connections = connections
-        self._seconds = float(os.environ.get(_CALL_SECONDS[0], _CALL_SECONDS[1]))
+        self._seconds = _call_seconds()
+        # now, because a model may be freed when Python ends and starts no more threads
+        self._watchdog = _Watchdog.get()
 
     def reason(self) -> str | None:
         """Why the model cannot go on; None: it can."""
@@ -247,11 +250,11 @@ class Servers:
     def limited(self) -> Iterator[None]:
         """A call of the library; it fails where a server is silent for too long."""
         end = time.monotonic() + self._seconds
-        key = _Watchdog.get().enter(end, self)
+        key = self._watchdog.enter(end, self)
         try:
             yield
         finally:
-            _Watchdog.get().leave(key)
+            self._watchdog.leave(key)
 
     def cut(self) -> None:
         for connection in self.connections:
@@ -259,6 +262,18 @@ class Servers:
 
     def guard(self, lib: native.Library) -> "GuardedLibrary":
         return GuardedLibrary(lib, self)
+
+
+def _call_seconds() -> float:
+    name, seconds = _CALL_SECONDS
+    given = os.environ.get(name, seconds)
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = 0
+    if not seconds > 0:
+        raise DeviceError(f"{name}={given}: give a number of seconds above 0.")
+    return seconds
 
 
 class GuardedLibrary:

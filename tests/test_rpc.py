@@ -133,7 +133,7 @@ def test_sweeps_give_the_same_values(pair, method):
         lambda m: interp.patch_sweep(m, PROMPT, OTHER, "l_out", metric, method=method),
         lambda m: interp.patch_sweep(m, PROMPT, OTHER, "z", metric, method=method),
         lambda m: interp.ablation_sweep(m, PROMPT, metric, method=method),
-        lambda m: interp.knockout_sweep(m, PROMPT, metric, method=method),
+        lambda m: interp.knockout_sweep(m, PROMPT, metric, keys=[1, 2], window=2, method=method),
     ):  # fmt: skip
         remote, local = (sweep(model).values for model in pair)
         assert local.std() > 0.01 and np.abs(remote - local).max() <= noise
@@ -278,14 +278,14 @@ def test_a_server_that_died_between_two_runs_is_noticed_before_the_second(mortal
 
 
 def test_a_server_that_stops_answering_is_an_error_after_the_limit(mortal, monkeypatch):
-    monkeypatch.setenv("LLAMA_INTERP_RPC_TIMEOUT", "1")
+    monkeypatch.setenv("LLAMA_INTERP_RPC_TIMEOUT", "3")
     model = _split(mortal)
     model.run(PROMPT)
     mortal.send(signal.SIGSTOP)
     started = time.monotonic()
-    with pytest.raises(interp.RunError, match="did not answer for 1 s .LLAMA_INTERP_RPC_TIMEOUT is the limit"):
+    with pytest.raises(interp.RunError, match="did not answer for 3 s .LLAMA_INTERP_RPC_TIMEOUT is the limit"):
         model.run(PROMPT)
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 15
     model.close()
     mortal.send(signal.SIGCONT)
     with _split(mortal) as again:
