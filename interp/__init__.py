@@ -9,7 +9,8 @@ Where things are, and where new ones go:
 - a sweep: it makes ``cells`` and gives them to ``batched``, and returns a ``grid``; see ``ablation`` for a short one.
   ``several`` averages it over prompts, as a ``mean_sweep``
 - a metric: ``metrics``; a picture: ``plot/``; a command: ``cli/``; a kind of file: ``files``
-- the border to the library: ``header`` (structs and prototypes), ``native`` (finding and checking it)
+- the border to the library: ``header`` (structs and prototypes), ``native`` (finding and checking it); ``isolated/`` puts
+  a process between the two
 
 A backend is no matter of this package: ``ci/toolchain.py`` has how each is built, and nothing here asks which it is.
 """
@@ -21,7 +22,7 @@ from .attention import Attention, attention
 from .attribution import Attribution, direct_logit_attribution
 from .control import ControlVector
 from .edits import Edit, add, edit, edit_host, knockout, project_out, replace, scale, steer
-from .errors import EditError, FileError, InterpError, LibraryError, ModelError, RunError, SiteError
+from .errors import EditError, FileError, InterpError, LibraryError, ModelError, ProcessError, RunError, SiteError
 from .generate import Stream
 from .graph import Tensor
 from .induction import InductionScores, induction_scores
@@ -61,6 +62,7 @@ __all__ = [
     "Node",
     "PathPatch",
     "Prefix",
+    "ProcessError",
     "Run",
     "RunError",
     "Site",

@@ -1,0 +1,151 @@
+"""How the functions of the library cross to another process: which arguments are memory, and how much of it.
+
+Arguments that are neither memory nor functions cross as they are: numbers, texts, and addresses of the other process
+(the model, a tensor of its graph), which mean something there only.
+"""
+
+from __future__ import annotations
+
+import ctypes as ct
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from .. import header
+
+#: bytes behind an argument, from the library (for what it knows besides) and all arguments
+Size = Callable[[object, Sequence], int]
+
+#: as long as the ctypes array or struct that was passed
+OWN = None
+
+
+def _bytes(count: int, each: int = 1) -> Size:
+    """As many elements as another argument says."""
+    return lambda _lib, args: each * args[count]
+
+
+#: memory that a function reads, by argument
+GIVEN: dict[str, dict[int, Size | None]] = {
+    "init": {1: OWN},
+    "capture_add": {6: OWN, 8: OWN},
+    "start_set": {4: lambda lib, args: 4 * args[7] * lib.n_embd, 5: OWN, 6: OWN},
+    "logits_set": {1: OWN},
+    "logits_set_ids": {1: OWN},
+    "state_set": {2: _bytes(3)},
+    "op": {4: OWN, 5: OWN},
+    "const": {2: OWN, 3: lambda _lib, args: 4 * math.prod(args[2])},
+    "input_mask": {1: OWN},
+    "input_rows": {1: OWN, 2: OWN, 4: lambda _lib, args: 4 * args[3] * args[5]},
+    "input_keys": {1: OWN},
+}
+
+#: memory that a function writes; structs are read as well, for their size
+FILLED: dict[str, dict[int, Size | None]] = {
+    "log_take": {0: OWN},
+    "get_info": {1: OWN},
+    "meta": {2: OWN},
+    "tokenize": {3: OWN},
+    "token_to_piece": {2: OWN},
+    "weight_info": {2: OWN},
+    "weight_read": {2: _bytes(3, 4)},
+    "scan_get": {2: OWN},
+    "logits_read": {1: lambda lib, args: 4 * args[3] * lib.logits_width(args[0])},
+    "state_get": {2: _bytes(3)},
+    "graph_counts": {1: OWN, 2: OWN},
+    "capture_get_info": {2: OWN},
+    "capture_read": {2: _bytes(3)},
+    "capture_rows": {2: OWN, 3: OWN},
+    "stats_read": {3: _bytes(4)},
+    "node_get": {2: OWN},
+    "tensor_get_info": {2: OWN},
+}
+
+#: functions that take one of ours, which the library calls
+CALLING = {"set_edit_fn", "set_host_fn", "set_graph_fn"}
+
+#: the function that takes a batch, a struct with arrays
+BATCH = "decode"
+
+#: functions whose first argument is not the model
+WITHOUT_MODEL = {"log_init", "log_take", "init", "attach", "capture_free"}
+
+#: what has no meaning in another process: memory of the library, and a context that somebody made here
+NOT_HERE = {"attach", "capture_take", "capture_free"}
+
+
+@dataclass(frozen=True)
+class Crossing:
+    """How one function crosses.
+
+    Attributes:
+        name: of the function.
+        number: what messages call it.
+        kinds: of its arguments, in ctypes.
+        given, filled: which of them are memory, see :data:`GIVEN` and :data:`FILLED`.
+        of_model: the first is the model.
+        is_answered: it has a result or fills something; for others nobody waits.
+    """
+
+    name: str
+    number: int
+    kinds: tuple
+    given: tuple[tuple[int, Size | None], ...]
+    filled: tuple[tuple[int, Size | None], ...]
+    of_model: bool
+    is_answered: bool
+
+
+def _crossing(number: int, name: str) -> Crossing:
+    result, kinds = header.PROTOTYPES[name]
+    given, filled = GIVEN.get(name, {}), FILLED.get(name, {})
+    return Crossing(
+        name, number, tuple(kinds), tuple(given.items()), tuple(filled.items()), name not in WITHOUT_MODEL,
+        is_answered=result is not None or bool(filled),
+    )  # fmt: skip
+
+
+CROSSINGS = {name: _crossing(number, name) for number, name in enumerate(header.PROTOTYPES) if name not in NOT_HERE}
+
+
+# // memory
+
+#: the kind of ``byref(…)``
+_ByRef = type(ct.byref(ct.c_int()))
+
+
+def own_size(value) -> int:
+    """Bytes of what an array or ``byref(…)`` stands for."""
+    return ct.sizeof(value._obj if isinstance(value, _ByRef) else value)
+
+
+def is_struct(value) -> bool:
+    return isinstance(value, _ByRef) and isinstance(value._obj, ct.Structure)
+
+
+def memory(value, size: int) -> ct.Array:
+    """So many bytes behind an argument: ``byref(…)``, an array, a pointer or an address."""
+    if isinstance(value, _ByRef):
+        address = ct.addressof(value._obj)
+    elif isinstance(value, ct.Array):
+        address = ct.addressof(value)
+    else:
+        address = ct.cast(value, ct.c_void_p).value
+    return (ct.c_char * size).from_address(address)
+
+
+# // a batch
+
+#: of each of its arrays, bytes for a token
+_EACH = {"token": 4, "pos": 4, "seq": 4, "output": 1}
+
+
+def batch_parts(batch: header.Batch) -> list[bytes]:
+    """The arrays of a batch."""
+    return [ct.string_at(getattr(batch, name), batch.n_tokens * each) for name, each in _EACH.items()]
+
+
+def batch_of(n_tokens: int, parts: Sequence[ct.Array]) -> header.Batch:
+    """A batch from its arrays, which must be kept as long as it is."""
+    kinds = dict(header.Batch._fields_)
+    return header.Batch(n_tokens=n_tokens, **{name: ct.cast(part, kinds[name]) for name, part in zip(_EACH, parts)})
