@@ -92,7 +92,7 @@ class Library(native.Library):
             )
         if self._is_closed:
             return RunError("This model is closed.")
-        if self.cause is None and not self._process.is_alive():
+        if self.cause is None and (self._is_killed or not self._process.is_alive()):
             with self._turn:  # whoever is in the middle of a call finds out by itself
                 self._lose()
         if self.cause is None:
