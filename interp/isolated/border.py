@@ -115,7 +115,7 @@ _ByRef = type(ct.byref(ct.c_int()))
 
 
 def own_size(value) -> int:
-    """Bytes of what an array or ``byref(…)`` stands for."""
+    """Bytes of what an array, a number of ctypes or ``byref(…)`` stands for."""
     return ct.sizeof(value._obj if isinstance(value, _ByRef) else value)
 
 
@@ -123,14 +123,14 @@ def is_struct(value) -> bool:
     return isinstance(value, _ByRef) and isinstance(value._obj, ct.Structure)
 
 
-def memory(value, size: int) -> ct.Array:
-    """So many bytes behind an argument: ``byref(…)``, an array, a pointer or an address."""
-    if isinstance(value, _ByRef):
-        address = ct.addressof(value._obj)
-    elif isinstance(value, ct.Array):
-        address = ct.addressof(value)
-    else:
-        address = ct.cast(value, ct.c_void_p).value
+def address_of(value) -> int | None:
+    """Where the memory behind an argument lies: whatever ctypes takes for a pointer."""
+    if isinstance(value, (int, ct._Pointer, ct.c_void_p)):
+        return ct.cast(value, ct.c_void_p).value
+    return ct.addressof(value._obj if isinstance(value, _ByRef) else value)
+
+
+def memory(address: int, size: int) -> ct.Array:
     return (ct.c_char * size).from_address(address)
 
 

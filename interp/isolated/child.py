@@ -124,7 +124,7 @@ class Server:
 
     def _on_host(self, _data, edit: int, data, ne) -> None:
         shape = ne[:4]
-        values = border.memory(data, 4 * math.prod(shape))
+        values = border.memory(border.address_of(data), 4 * math.prod(shape))
         self._link.send(CROSSINGS["set_host_fn"].number, (edit, shape), [values])
         self.serve(into=values)
 

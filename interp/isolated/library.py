@@ -12,7 +12,7 @@ from pathlib import Path
 from .. import native
 from ..errors import InterpError, ProcessError, RunError
 from . import border
-from .border import CROSSINGS, OWN, Crossing, memory
+from .border import CROSSINGS, OWN, Crossing, address_of, memory
 from .interrupts import Interrupts
 from .link import RAISED, RETURN, Ended
 from .process import Process
@@ -125,6 +125,12 @@ class Library(native.Library):
                 return messages()
             except Ended:
                 self._lose()
+            except BaseException as err:
+                # half an answer is left, and would be taken for the next one
+                self._process.kill()
+                self._process.end()
+                self.cause = self.cause or f"its answer was lost, {type(err).__name__}"
+                raise
         raise self.lost
 
     def _call(self, crossing: Crossing, *args):
@@ -133,23 +139,24 @@ class Library(native.Library):
             if crossing.is_answered:
                 raise self.lost
             return None
-        number, value = self._exchange(functools.partial(self._sent, crossing, args))
+        sent, parts, targets = self._packed(crossing, args)
+
+        def messages() -> tuple[int, object]:
+            self._process.link.send(crossing.number, sent, parts)
+            return self._answer(targets) if crossing.is_answered else (RETURN, None)
+
+        number, value = self._exchange(messages)
         if number == RAISED:
             raise value
         return value
 
-    def _sent(self, crossing: Crossing, args: tuple) -> tuple[int, object]:
-        sent, parts = self._packed(crossing, args)
-        self._process.link.send(crossing.number, sent, parts)
-        return self._answer(crossing, args) if crossing.is_answered else (RETURN, None)
-
-    def _packed(self, crossing: Crossing, args: tuple) -> tuple[list, list]:
-        """Arguments as they cross, and the memory that follows them.
+    def _packed(self, crossing: Crossing, args: tuple) -> tuple[list, list, list[int]]:
+        """Arguments as they cross, the memory that follows them, and the addresses of what the answer fills.
 
         In the place of memory stands what the other side needs: True, it follows; a number, so much is to be filled;
         None, there is none, or it is to be filled and the rule says how much.
         """
-        sent, parts = list(args), []
+        sent, parts, targets = list(args), [], []
         if crossing.of_model and sent[0] is not None:
             if sent[0] != self._handle:
                 raise ProcessError("The model's process ended while this run waited. Run it again.")
@@ -164,24 +171,26 @@ class Library(native.Library):
             value = args[index]
             if value is not None:
                 sent[index] = True
-                parts.append(memory(value, border.own_size(value) if size is OWN else size(self, args)))
+                length = border.own_size(value) if size is OWN else size(self, args)
+                parts.append(memory(address_of(value), length))
         for index, size in crossing.filled:
             value = args[index]
+            targets.append(address_of(value))
             if border.is_struct(value):
                 sent[index] = True
-                parts.append(memory(value, border.own_size(value)))
+                parts.append(memory(targets[-1], border.own_size(value)))
             else:
                 sent[index] = border.own_size(value) if size is OWN else None
-        return sent, parts
+        return sent, parts, targets
 
-    def _answer(self, crossing: Crossing, args: tuple) -> tuple[int, object]:
+    def _answer(self, targets: list[int]) -> tuple[int, object]:
         """The answer to a call, its memory filled; until then, the functions that the library calls are run."""
         link = self._process.link
         while True:
             number, value, sizes = link.receive()
             if number in (RETURN, RAISED):
-                for (index, _), size in zip(crossing.filled, sizes):
-                    link.fill(memory(args[index], size))
+                for address, size in zip(targets, sizes):
+                    link.fill(memory(address, size))
                 return number, value
             self._run(number, value, sizes)
 
