@@ -40,7 +40,7 @@ class Model(Context):
 
     def __new__(cls, *_args, isolated: bool = False, **_options):
         if isolated and cls is Model:
-            from .isolated import Isolated as cls
+            from .isolated.model import Isolated as cls
         return super().__new__(cls)
 
     def __init__(

@@ -23,8 +23,9 @@ import pytest
 import interp
 import models
 from interp import at, header, native
-from interp.isolated import Isolated, border
+from interp.isolated import border
 from interp.isolated.library import Library
+from interp.isolated.model import Isolated
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="kills processes with signals")
 
@@ -269,7 +270,7 @@ def test_what_cannot_be_loaded_says_why_and_leaves_no_process(tmp_path, monkeypa
 def _children() -> list[int]:
     """Processes that serve a model for this one, but for those of fixtures."""
     held = {model.pid for model in gc.get_objects() if isinstance(model, Isolated) and model._lib is not None}
-    listed = subprocess.run(["pgrep", "-P", str(os.getpid()), "-f", "interp.isolated.child"], capture_output=True, text=True)
+    listed = subprocess.run(["pgrep", "-P", str(os.getpid()), "-f", "isolated/child.py"], capture_output=True, text=True)
     return [int(pid) for pid in listed.stdout.split() if int(pid) not in held]
 
 

@@ -12,7 +12,3 @@ added, as long as :mod:`.border` knows the memory behind each argument.
 - :mod:`.child`: the other side
 - :mod:`.model`: the model, which starts a new process when the old one died
 """
-
-from .model import Isolated
-
-__all__ = ["Isolated"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes as ct
 import math
+import mmap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -70,6 +71,9 @@ BATCH = "decode"
 #: functions whose first argument is not the model
 WITHOUT_MODEL = {"log_init", "log_take", "init", "attach", "capture_free"}
 
+#: functions whose result tells of mistakes that our own code does not make: nobody waits for it
+UNREAD = {"start_set", "stop_set", "logits_set", "logits_set_ids", "memory_seq_cp", "memory_seq_rm"}
+
 #: what has no meaning in another process: memory of the library, and a context that somebody made here
 NOT_HERE = {"attach", "capture_take", "capture_free"}
 
@@ -84,7 +88,7 @@ class Crossing:
         kinds: of its arguments, in ctypes.
         given, filled: which of them are memory, see :data:`GIVEN` and :data:`FILLED`.
         of_model: the first is the model.
-        is_answered: it has a result or fills something; for others nobody waits.
+        is_answered: it has a result that is read, or fills something; for others nobody waits.
     """
 
     name: str
@@ -101,7 +105,7 @@ def _crossing(number: int, name: str) -> Crossing:
     given, filled = GIVEN.get(name, {}), FILLED.get(name, {})
     return Crossing(
         name, number, tuple(kinds), tuple(given.items()), tuple(filled.items()), name not in WITHOUT_MODEL,
-        is_answered=result is not None or bool(filled),
+        is_answered=bool(filled) or (result is not None and name not in UNREAD),
     )  # fmt: skip
 
 
@@ -109,6 +113,8 @@ CROSSINGS = {name: _crossing(number, name) for number, name in enumerate(header.
 
 
 # // memory
+
+_MUCH = 1 << 18
 
 #: the kind of ``byref(…)``
 _ByRef = type(ct.byref(ct.c_int()))
@@ -132,6 +138,12 @@ def address_of(value) -> int | None:
 
 def memory(address: int, size: int) -> ct.Array:
     return (ct.c_char * size).from_address(address)
+
+
+def room(size: int) -> ct.Array:
+    """New memory. Much of it comes from the system, whose pages are taken as they are used, and goes back there."""
+    kind = ct.c_char * size
+    return kind() if size < _MUCH else kind.from_buffer(mmap.mmap(-1, size))
 
 
 # // a batch

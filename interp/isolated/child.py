@@ -1,6 +1,6 @@
 """The process of an isolated model: it serves the library over a socket until its standard input closes.
 
-``python -m interp.isolated.child LIBRARY [SOCKET]``, started by :mod:`interp.isolated.process` only.
+``python interp/isolated/child.py LIBRARY [SOCKET]``, started by :mod:`interp.isolated.process` only.
 """
 
 from __future__ import annotations
@@ -14,16 +14,20 @@ import socket
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+import types
+from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
+# the border is all that is needed of this package: its __init__ would take most of the start
+_package = types.ModuleType("interp")
+_package.__path__ = [str(Path(__file__).resolve().parents[1])]
+sys.modules["interp"] = _package
 
-from .. import header, native
-from ..errors import InterpError
-from . import border
-from .border import CROSSINGS, OWN, Crossing
-from .link import RAISED, READY, RETURN, Ended, Link
+from interp import header, native  # noqa: E402
+from interp.errors import InterpError  # noqa: E402
+from interp.isolated import border  # noqa: E402
+from interp.isolated.border import CROSSINGS, OWN, Crossing, room  # noqa: E402
+from interp.isolated.link import RAISED, READY, RETURN, Ended, Link  # noqa: E402
 
 _BY_NUMBER = {crossing.number: crossing for crossing in CROSSINGS.values()}
 
@@ -75,12 +79,12 @@ class Server:
                 if sizes:
                     self._link.fill(into)
                 return value
-            parts = [np.empty(size, np.uint8) for size in sizes]
+            parts = [room(size) for size in sizes]
             for part in parts:
                 self._link.fill(part)
             self._run(_BY_NUMBER[number], value, parts)
 
-    def _run(self, crossing: Crossing, args: list, parts: list[np.ndarray]) -> None:
+    def _run(self, crossing: Crossing, args: list, parts: list[ct.Array]) -> None:
         try:
             filled = self._place(crossing, args, parts)
             result = getattr(self._library, crossing.name)(*args)
@@ -92,28 +96,22 @@ class Server:
         if crossing.is_answered:
             self._link.send(RETURN, result, filled)
 
-    def _place(self, crossing: Crossing, args: list, parts: list[np.ndarray]) -> list[np.ndarray]:
+    def _place(self, crossing: Crossing, args: list, parts: list[ct.Array]) -> list[ct.Array]:
         """Put memory and functions into the arguments; the result is the memory that goes back."""
         if crossing.name in self._callbacks:
             args += [self._callbacks[crossing.name], None]
         if crossing.name == border.BATCH:
-            args[1] = ct.byref(border.batch_of(args[1], [part.ctypes.data for part in parts]))
-        following: Iterator[np.ndarray] = iter(parts)
-
-        def put(index: int, part: np.ndarray) -> np.ndarray:
-            args[index] = ct.cast(part.ctypes.data, crossing.kinds[index])
-            return part
-
+            args[1] = ct.byref(border.batch_of(args[1], parts))
+        following, filled = iter(parts), []
         for index, _ in crossing.given:
             if args[index]:
-                put(index, next(following))
-        filled = []
+                args[index] = ct.cast(next(following), crossing.kinds[index])
         for index, size in crossing.filled:
             if args[index] is True:
-                filled.append(put(index, next(following)))
+                filled.append(next(following))
             else:
-                length = args[index] if size is OWN else size(self._library, args)
-                filled.append(put(index, np.empty(length, np.uint8)))
+                filled.append(room(args[index] if size is OWN else size(self._library, args)))
+            args[index] = ct.cast(filled[-1], crossing.kinds[index])
         return filled
 
     # what the library calls

@@ -16,10 +16,12 @@ from pathlib import Path
 from ..errors import LibraryError
 from .link import Link
 
+_CHILD = Path(__file__).with_name("child.py")
+
 #: lines of its standard error that are kept, how many an error shows, and how much of each
 _KEPT, _SHOWN, _WIDTH = 30, 3, 240
 
-#: seconds that a process gets to end
+#: seconds that it gets to end
 _PATIENCE = 5.0
 
 
@@ -94,11 +96,13 @@ class Process:
 
 def _start(theirs: socket.socket, library: Path) -> subprocess.Popen:
     is_windows = sys.platform == "win32"
-    # -P: what lies in the working directory does not take the place of a module
-    command = [sys.executable, "-P", "-m", "interp.isolated.child", str(library)]
+    # -P: modules of this folder do not take the place of others
+    command = [sys.executable, "-P", str(_CHILD), str(library)]
     popen = subprocess.Popen(
         command if is_windows else [*command, str(theirs.fileno())],
-        bufsize=0, stdin=subprocess.PIPE, stderr=subprocess.PIPE, env=_environment(), start_new_session=True,
+        bufsize=0, stdin=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+        # an abort says why, without a stack of C functions
+        env={"GGML_NO_BACKTRACE": "1", **os.environ},
         pass_fds=() if is_windows else (theirs.fileno(),),
     )  # fmt: skip
     if is_windows:
@@ -106,11 +110,6 @@ def _start(theirs: socket.socket, library: Path) -> subprocess.Popen:
         popen.stdin.write(len(shared).to_bytes(4, "little") + shared)
     return popen
 
-
-def _environment() -> dict[str, str]:
-    """Ours, and the same modules; an abort prints its reason and no stack of C functions."""
-    path = [str(Path(__file__).resolve().parents[2]), *(os.path.abspath(entry) for entry in sys.path)]
-    return {"GGML_NO_BACKTRACE": "1", **os.environ, "PYTHONPATH": os.pathsep.join(dict.fromkeys(path))}
 
 
 def _listen(popen: subprocess.Popen, said: deque[str]) -> None:
