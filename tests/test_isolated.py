@@ -85,6 +85,21 @@ def test_the_memory_behind_every_argument_of_the_interface_is_known():
                 assert is_known or (name, index) in opaque | texts, f"{name}, argument {index}: {kind}"
 
 
+class Named(header._Sized):
+    """A struct that points to a text."""
+
+    _fields_ = [("size", ct.c_uint32), ("name", ct.c_char_p), ("other", ct.c_char_p)]
+
+
+def test_texts_that_a_struct_points_to_cross_with_it():
+    struct = Named(name=b"cpu")
+    assert border.texts_of(ct.byref(struct)) == {"name": b"cpu", "other": None}
+    assert border.texts_of((ct.c_int32 * 2)()) == {}
+    assert border.is_struct(ct.byref(struct)) and border.is_struct((Named * 2)())
+    assert not border.is_struct((ct.c_int32 * 2)()) and not border.is_struct(ct.byref(ct.c_int64()))
+    assert border.memory(border.address_of(ct.byref(struct)), 4).raw == bytes(ct.c_uint32(ct.sizeof(Named)))
+
+
 # The same bits
 
 
@@ -269,7 +284,7 @@ def test_what_cannot_be_loaded_says_why_and_leaves_no_process(tmp_path, monkeypa
 
 def _children() -> list[int]:
     """Processes that serve a model for this one, but for those of fixtures."""
-    held = {model.pid for model in gc.get_objects() if isinstance(model, Isolated) and model._lib is not None}
+    held = {model.pid for model in gc.get_objects() if isinstance(model, Isolated) and model._remote is not None}
     listed = subprocess.run(["pgrep", "-P", str(os.getpid()), "-f", "isolated/child.py"], capture_output=True, text=True)
     return [int(pid) for pid in listed.stdout.split() if int(pid) not in held]
 

@@ -26,7 +26,7 @@ def _bytes(count: int, each: int = 1) -> Size:
     return lambda _lib, args: each * args[count]
 
 
-#: memory that a function reads, by argument
+#: memory that a function reads, by argument; texts that a struct points to cross as well
 GIVEN: dict[str, dict[int, Size | None]] = {
     "init": {1: OWN},
     "capture_add": {6: OWN, 8: OWN},
@@ -126,7 +126,15 @@ def own_size(value) -> int:
 
 
 def is_struct(value) -> bool:
-    return isinstance(value, _ByRef) and isinstance(value._obj, ct.Structure)
+    """Whether an argument is a struct of ours, or an array of those."""
+    kind = type(value._obj) if isinstance(value, _ByRef) else getattr(value, "_type_", object)
+    return isinstance(kind, type) and issubclass(kind, ct.Structure)
+
+
+def texts_of(value) -> dict[str, bytes | None]:
+    """The texts that a struct points to, by field: an address would mean nothing on the other side."""
+    struct = value._obj if isinstance(value, _ByRef) else None
+    return {name: getattr(struct, name) for name, kind in getattr(struct, "_fields_", ()) if kind is ct.c_char_p}
 
 
 def address_of(value) -> int | None:

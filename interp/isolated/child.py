@@ -104,8 +104,10 @@ class Server:
             args[1] = ct.byref(border.batch_of(args[1], parts))
         following, filled = iter(parts), []
         for index, _ in crossing.given:
-            if args[index]:
-                args[index] = ct.cast(next(following), crossing.kinds[index])
+            if args[index] is not None:
+                texts, args[index] = args[index], ct.cast(next(following), crossing.kinds[index])
+                for field, text in texts.items():
+                    setattr(args[index].contents, field, text)
         for index, size in crossing.filled:
             if args[index] is True:
                 filled.append(next(following))

@@ -153,8 +153,8 @@ class Library(native.Library):
     def _packed(self, crossing: Crossing, args: tuple) -> tuple[list, list, list[int]]:
         """Arguments as they cross, the memory that follows them, and the addresses of what the answer fills.
 
-        In the place of memory stands what the other side needs: True, it follows; a number, so much is to be filled;
-        None, there is none, or it is to be filled and the rule says how much.
+        In the place of memory stands what the other side needs. Of what is read: the texts of a struct, which may be
+        none; None: no memory. Of what is filled: True: it follows; a number: so much; None: as the rule says.
         """
         sent, parts, targets = list(args), [], []
         if crossing.of_model and sent[0] is not None:
@@ -170,7 +170,7 @@ class Library(native.Library):
         for index, size in crossing.given:
             value = args[index]
             if value is not None:
-                sent[index] = True
+                sent[index] = border.texts_of(value)
                 length = border.own_size(value) if size is OWN else size(self, args)
                 parts.append(memory(address_of(value), length))
         for index, size in crossing.filled:

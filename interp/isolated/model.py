@@ -29,7 +29,8 @@ class Isolated(Model):
         pid: of the process.
     """
 
-    _lib: Library | None = None
+    #: the library in the process that is in use
+    _remote: Library | None = None
     _given_handle: int | None = None
     _is_closed = False
 
@@ -42,8 +43,8 @@ class Isolated(Model):
             raise
 
     def _library(self) -> Library:
-        self._lib = Library(native.find_library())
-        return self._lib
+        self._remote = Library(native.find_library())
+        return self._remote
 
     def _adopt(self, lib: Library, handle: int, path: Path, kv_type: str, n_ctx: int | None = None) -> None:
         super()._adopt(lib, handle, path, kv_type, n_ctx)
@@ -51,13 +52,13 @@ class Isolated(Model):
 
     @property
     def pid(self) -> int:
-        return self._lib.pid
+        return self._remote.pid
 
     # a handle of a process that is gone is none
 
     @property
     def _handle(self) -> int | None:
-        return None if self._lib is None or self._lib.lost is not None else self._given_handle
+        return None if self._remote is None or self._remote.lost is not None else self._given_handle
 
     @_handle.setter
     def _handle(self, handle: int | None) -> None:
@@ -66,9 +67,9 @@ class Isolated(Model):
     # the next process
 
     def _check_open(self) -> None:
-        if not self._is_closed and self._lib.lost is not None:
+        if not self._is_closed:
             with self._restarting:
-                reason = self._lib.lost
+                reason = self._remote.lost
                 if isinstance(reason, ProcessError):
                     self._restart()
                 elif reason is not None:
@@ -79,16 +80,17 @@ class Isolated(Model):
         """Another process, with the model and the prefix as they were; or an error, and the next call tries again."""
         if _stamp(self.path) != self._stamp:
             raise ModelError(f"{self.path} has changed since it was loaded. Load it anew: interp.Model(path).")
-        before = self._lib, self.vocab
+        before = self._remote, self._lib, self.vocab
         try:
-            handle, info = self._open(self._library()), header.Info()
+            self._lib = self._library()
+            handle, info = self._open(self._lib), header.Info()
             self._lib.get_info(handle, ct.byref(info))
             self.vocab = Vocab(self._lib, handle, info)
             if self._prefix is not None:
                 self._prefix.restore(handle)
         except BaseException:
-            failed, (self._lib, self.vocab) = self._lib, before
-            if failed is not self._lib:
+            failed, (self._remote, self._lib, self.vocab) = self._remote, before
+            if failed is not self._remote:
                 failed.close()
             raise
         self._n_rewinds += 1
@@ -111,7 +113,7 @@ class Isolated(Model):
     def kill(self) -> None:
         """End the process at once, from any thread, in the middle of whatever it does: for a run that hangs. The call
         in progress raises a :class:`interp.ProcessError`; the next one starts another process."""
-        self._lib.kill()
+        self._remote.kill()
 
     def close(self) -> None:
         super().close()
@@ -119,9 +121,9 @@ class Isolated(Model):
 
     def _free(self) -> None:
         self._is_closed = True
-        if self._lib is not None:
+        if self._remote is not None:
             self._let_go()
-            self._lib.close()
+            self._remote.close()
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:

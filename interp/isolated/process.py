@@ -45,8 +45,8 @@ class Process:
     _started: weakref.WeakSet[Process] = weakref.WeakSet()
 
     def __init__(self, library: Path):
-        if not sys.executable:
-            raise LibraryError("isolated=True needs a Python to start: sys.executable is empty in this program.")
+        if not sys.executable or getattr(sys, "frozen", False):
+            raise LibraryError("isolated=True has to start Python, and sys.executable names none in this program.")
         ours, theirs = socket.socketpair()
         self.is_foreign = False
         try:
