@@ -74,6 +74,9 @@ WITHOUT_MODEL = {"log_init", "log_take", "init", "attach", "capture_free"}
 #: functions whose result tells of mistakes that our own code does not make: nobody waits for it
 UNREAD = {"start_set", "stop_set", "logits_set", "logits_set_ids", "memory_seq_cp", "memory_seq_rm"}
 
+#: functions that give one struct after the other, by an index that is their second argument
+SERIES = {"scan_get", "node_get"}
+
 #: what has no meaning in another process: memory of the library, and a context that somebody made here
 NOT_HERE = {"attach", "capture_take", "capture_free"}
 

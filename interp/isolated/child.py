@@ -29,6 +29,8 @@ from interp.isolated import border  # noqa: E402
 from interp.isolated.border import CROSSINGS, OWN, Crossing, room  # noqa: E402
 from interp.isolated.link import RAISED, READY, RETURN, Ended, Link  # noqa: E402
 
+_KEPT = 1 << 22
+
 _BY_NUMBER = {crossing.number: crossing for crossing in CROSSINGS.values()}
 
 
@@ -65,6 +67,7 @@ class Server:
 
     def __init__(self, link: Link, library: native.Library):
         self._link, self._library = link, library
+        self._kept = room(0)
         self._callbacks = {
             "set_edit_fn": header.EDIT_FN(_vital(self._on_edit)),
             "set_host_fn": header.HOST_FN(_vital(self._on_host)),
@@ -111,10 +114,20 @@ class Server:
         for index, size in crossing.filled:
             if args[index] is True:
                 filled.append(next(following))
+            elif size is OWN:
+                filled.append(room(args[index]))
             else:
-                filled.append(room(args[index] if size is OWN else size(self._library, args)))
+                filled.append(self._scratch(size(self._library, args)))
             args[index] = ct.cast(filled[-1], crossing.kinds[index])
         return filled
+
+    def _scratch(self, size: int) -> ct.Array:
+        """Memory until the answer is sent; what a step of a generation needs is kept for the next one."""
+        if size > _KEPT:
+            return room(size)
+        if len(self._kept) < size:
+            self._kept = room(size)
+        return border.memory(border.address_of(self._kept), size)
 
     # what the library calls
 

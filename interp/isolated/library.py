@@ -17,6 +17,9 @@ from .interrupts import Interrupts
 from .link import RAISED, RETURN, Ended
 from .process import Process
 
+#: structs of a series that are asked for at once: the answers must not fill the socket before they are read
+_AHEAD = 64
+
 _handles = count(1)
 
 
@@ -44,10 +47,11 @@ class Library(native.Library):
         self._is_closed = self._is_loaded = self._is_killed = False
         self._handle = self._real_handle = None
         self._functions: dict[int, Callable] = {}
+        self._ahead: dict[tuple[str, int], tuple[int, bytes]] = {}
         self._turn = threading.RLock()
         self._interrupts = Interrupts(self.kill)
         for name, crossing in CROSSINGS.items():
-            setattr(self, name, functools.partial(self._call, crossing))
+            setattr(self, name, functools.partial(self._next if name in border.SERIES else self._call, crossing))
         self.init, self.get_info = self._init, self._get_info
         self.program_clear, self.capture_take = self._program_clear, self._capture_take
         self._process = Process(path)
@@ -139,6 +143,7 @@ class Library(native.Library):
             if crossing.is_answered:
                 raise self.lost
             return None
+        self._ahead.clear()
         sent, parts, targets = self._packed(crossing, args)
 
         def messages() -> tuple[int, object]:
@@ -149,6 +154,28 @@ class Library(native.Library):
         if number == RAISED:
             raise value
         return value
+
+    def _next(self, crossing: Crossing, handle: int, index: int, info) -> int:
+        """One struct of a series; those after it are fetched with it."""
+        if (crossing.name, index) not in self._ahead:
+            if self.lost is not None:
+                raise self.lost
+            structs = [type(info._obj)() for _ in range(_AHEAD)]
+            calls = [self._packed(crossing, (handle, index + i, ct.byref(struct))) for i, struct in enumerate(structs)]
+
+            def messages() -> list[int]:
+                for sent, parts, _ in calls:
+                    self._process.link.send(crossing.number, sent, parts)
+                return [self._answer(targets)[1] for _, _, targets in calls]
+
+            statuses = self._exchange(messages)
+            self._ahead = {
+                (crossing.name, index + i): (status, bytes(struct))
+                for i, (status, struct) in enumerate(zip(statuses, structs))
+            }
+        status, data = self._ahead[crossing.name, index]
+        ct.memmove(info, data, len(data))
+        return status
 
     def _packed(self, crossing: Crossing, args: tuple) -> tuple[list, list, list[int]]:
         """Arguments as they cross, the memory that follows them, and the addresses of what the answer fills.

@@ -12,8 +12,8 @@ RETURN, RAISED, READY = -1, -2, -3
 
 _HEAD = struct.Struct("<I")
 
-#: messages up to this size are put together and sent at once
-_SMALL = 1 << 16
+#: bytes that are read at once, and that one end may send before the other reads, where the system allows as many
+_BUFFER, _ON_THE_WAY = 1 << 16, 1 << 22
 
 
 class Ended(Exception):
@@ -29,22 +29,29 @@ class Link:
     def __init__(self, connection: socket.socket):
         if connection.family == socket.AF_INET:  # what Windows makes a pair of
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _ON_THE_WAY)
         self._socket = connection
-        self._reader = connection.makefile("rb", buffering=_SMALL)
+        self._reader = connection.makefile("rb", buffering=_BUFFER)
 
     def send(self, number: int, value, parts: Sequence = ()) -> None:
         sizes = [memoryview(part).nbytes for part in parts]
         body = pickle.dumps((number, value, sizes), pickle.HIGHEST_PROTOCOL)
-        head = _HEAD.pack(len(body)) + body
         try:
-            if sum(sizes) < _SMALL:
-                self._socket.sendall(b"".join((head, *parts)))
-                return
-            self._socket.sendall(head)
-            for part in parts:
-                self._socket.sendall(part)
+            self._send([_HEAD.pack(len(body)), body, *parts])
         except OSError as err:
             raise Ended from err
+
+    def _send(self, parts: Sequence) -> None:
+        if not hasattr(self._socket, "sendmsg"):  # Windows
+            self._socket.sendall(b"".join(parts))
+            return
+        # at once, so that the other end is woken once
+        done = self._socket.sendmsg(parts)
+        for part in parts:
+            view = memoryview(part)
+            if done < view.nbytes:
+                self._socket.sendall(view[done:])
+            done = max(0, done - view.nbytes)
 
     def receive(self) -> tuple[int, object, list[int]]:
         """The next message: number, value, and the sizes of its parts, each of which :meth:`fill` is to read now."""
