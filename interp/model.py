@@ -39,8 +39,12 @@ class Model(Context):
     """
 
     def __new__(cls, *_args, isolated: bool = False, **_options):
-        if isolated and cls is Model:
-            from .isolated.model import Isolated as cls
+        if isolated:
+            from .isolated.model import Isolated
+
+            if not issubclass(Isolated, cls):
+                raise RunError(f"isolated=True is for interp.Model itself, not for {cls.__name__}.")
+            cls = Isolated
         return super().__new__(cls)
 
     def __init__(

@@ -572,12 +572,27 @@ def test_one_isolated_model_may_be_used_inside_a_run_of_another(isolated, mortal
     assert bits(isolated.run(TOKENS, edits=added).logits) == bits(isolated.run(TOKENS, edits=interp.edit_host("l_out-1", lambda x: x + alone)).logits)
 
 
-def test_this_process_never_loads_the_library(tmp_path):
-    code = "import sys, interp; interp.Model(sys.argv[1], isolated=True).run([1]); print(open('/proc/self/maps').read().count('libllama'))"
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(models.tiny("llama"))], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )
-    assert done.stdout.strip() == "0", done.stderr
+LOADED = """
+import sys, interp
+print("interp.isolated" in sys.modules)
+model = interp.Model(sys.argv[1], n_threads=1, isolated=True)
+model.run([1])
+print("libllama" in open("/proc/self/maps").read(), "interp.isolated" in sys.modules)
+"""
+
+
+def test_only_the_other_process_loads_the_library_and_only_isolated_models_load_the_border():
+    command = [sys.executable, "-c", LOADED, str(models.tiny("llama"))]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert done.stdout.split() == ["False", "False", "True"], done.stderr
+
+
+def test_a_class_of_ones_own_is_refused():
+    class Own(interp.Model):
+        pass
+
+    with pytest.raises(interp.RunError, match="for interp.Model itself, not for Own"):
+        Own(models.tiny("llama"), isolated=True)
 
 
 def test_a_handle_of_a_process_that_died_never_reaches_the_next(mortal):
