@@ -9,7 +9,8 @@ Where things are, and where new ones go:
 - a sweep: it makes ``cells`` and gives them to ``batched``, and returns a ``grid``; see ``ablation`` for a short one.
   ``several`` averages it over prompts, as a ``mean_sweep``
 - a metric: ``metrics``; a picture: ``plot/``; a command: ``cli/``; a kind of file: ``files``
-- the border to the library: ``header`` (structs and prototypes), ``native`` (finding and checking it)
+- the border to the library: ``header`` (structs and prototypes), ``native`` (finding and checking it); ``isolated/`` puts
+  a process between the two
 
 - where a model runs: ``devices`` (what ``device=`` names), ``fit`` (whether it has room there), ``remote`` (RPC servers),
   ``rpc_server`` (being one)
@@ -25,7 +26,9 @@ from .attribution import Attribution, direct_logit_attribution
 from .control import ControlVector
 from .edits import Edit, add, edit, edit_host, knockout, project_out, replace, scale, steer
 from .devices import Device, Devices
-from .errors import DeviceError, EditError, FileError, InterpError, LibraryError, ModelError, RunError, SiteError
+from .errors import (
+    DeviceError, EditError, FileError, InterpError, LibraryError, ModelError, ProcessError, RunError, SiteError,
+)  # fmt: skip
 from .generate import Stream
 from .graph import Tensor
 from .induction import InductionScores, induction_scores
@@ -68,6 +71,7 @@ __all__ = [
     "Node",
     "PathPatch",
     "Prefix",
+    "ProcessError",
     "Run",
     "RunError",
     "Site",

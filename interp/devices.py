@@ -103,7 +103,7 @@ def _size(n: int) -> str:
 # // records of the library
 
 
-def records(fill, *before) -> list[header.Device]:
+def records(lib: native.Library, fill, *before) -> list[header.Device]:
     """What a function of the library fills in.
 
     Raises:
@@ -112,7 +112,7 @@ def records(fill, *before) -> list[header.Device]:
     found = (header.Device * _MOST)(*(header.Device() for _ in range(_MOST)))
     count = fill(*before, found, _MOST)
     if count < 0:
-        raise DeviceError(f"The devices cannot be listed: {native.load().reason()}.")
+        raise DeviceError(f"The devices cannot be listed: {lib.reason()}.")
     return list(found[: min(count, _MOST)])
 
 
@@ -147,7 +147,8 @@ def available(lib: native.Library | None = None) -> Devices:
     Raises:
         LibraryError: there is no library.
     """
-    return Devices(named(records((lib or native.load()).devices_list)))
+    lib = lib or native.load()
+    return Devices(named(records(lib, lib.devices_list)))
 
 
 def used(lib: native.Library, handle: int, n_layer: int) -> Devices:
@@ -160,7 +161,7 @@ def used(lib: native.Library, handle: int, n_layer: int) -> Devices:
         lib.layer_get(handle, il, ct.byref(layer))
         holders.setdefault(layer.device.decode(), []).append(il)
     found = Devices()
-    for device in named(records(lib.devices_used, handle)):
+    for device in named(records(lib, lib.devices_used, handle)):
         held = holders.get(device.ggml_name, [])
         found.append(
             Device(

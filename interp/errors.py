@@ -31,3 +31,7 @@ class RunError(InterpError):
 
 class FileError(InterpError, OSError):
     """A file that cannot be read or written, or whose kind is unknown."""
+
+
+class ProcessError(InterpError):
+    """The process of an isolated model ended; the message says how, and what llama.cpp said last."""

@@ -47,7 +47,7 @@ def _needed(lib: native.Library, path: Path, params: header.Params) -> tuple[lis
     n_layer = ct.c_int32()
     try:
         found = devices.records(
-            lambda into, most: lib.devices_needed(os.fsencode(path), ct.byref(params), into, most, ct.byref(n_layer))
+            lib, lambda into, most: lib.devices_needed(os.fsencode(path), ct.byref(params), into, most, ct.byref(n_layer))
         )
     except DeviceError:
         return None

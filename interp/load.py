@@ -7,9 +7,9 @@ import importlib.util
 import os
 from pathlib import Path
 
-from . import fit, header, native
-from .devices import Choice
+from . import devices, fit, header, native
 from .errors import DeviceError, ModelError, RunError
+from .remote import Servers
 from .scan import MIN_BATCH
 
 KV_TYPES = {"f16": header.GGML_TYPE_F16, "f32": header.GGML_TYPE_F32, "q8_0": header.GGML_TYPE_Q8_0}
@@ -97,21 +97,24 @@ def open_file(
     path: Path,
     *,
     n_ctx: int,
+    device,
     n_gpu_layers: int,
     kv_type: str,
     flash_attn: bool,
     n_threads: int | None,
     repack: bool,
-    choice: Choice,
-) -> int:
-    """Load a model and make its context; the result is the library's handle. Arguments as in :class:`interp.Model`.
+) -> tuple[int, Servers | None]:
+    """Load a model and make its context. Arguments as in :class:`interp.Model`.
+
+    Returns:
+        the library's handle, and the RPC servers that it needs.
 
     Raises:
         ModelError: the library cannot load it; the message holds its log.
-        DeviceError: it does not fit on its devices, or an RPC server goes away meanwhile.
+        DeviceError: there is no such device; it does not fit on its devices, or an RPC server goes away meanwhile.
         RunError: an option of the wrong kind.
     """
-    n_cells = max(n_ctx, MIN_BATCH)
+    choice, n_cells = devices.choose(lib, device), max(n_ctx, MIN_BATCH)
     params = header.Params(
         n_ctx=n_cells,
         n_batch=n_cells,
@@ -137,7 +140,7 @@ def open_file(
         # of all reasons the one that llama.cpp's log tells least about
         fit.check(lib, path, params)
         raise ModelError(f"{path}: {reason}{f' ({log})' if log else ''}.")
-    return handle
+    return handle, choice.servers
 
 
 def usable_cores() -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
@@ -32,12 +33,25 @@ class Model(Context):
         flash_attn: faster and leaner; off for comparisons with other software at full precision.
         n_threads: CPU threads; None: as many as this process may use.
         repack: let the CPU backend rearrange quantised weights for speed; off, weights can be read back.
+        isolated: keep the model in a process of its own, which may die without ours: llama.cpp aborts where memory
+            runs out or a device fails. Everything works as without; what it costs: docs/backends.md. There is a method
+            more, ``kill()``, which ends a run that hangs from another thread, and an attribute, ``pid``.
 
     Raises:
         ModelError: the file is missing, no GGUF, damaged, or of an unknown architecture.
         DeviceError: a device that does not exist, an RPC server that does not answer, or too little memory for the layers.
         LibraryError: the compiled library is missing or does not match.
+        ProcessError: the process of an isolated model ended; from any method. The next call starts another one.
     """
+
+    def __new__(cls, *_args, isolated: bool = False, **_options):
+        if isolated:
+            from .isolated.model import Isolated
+
+            if not issubclass(Isolated, cls):
+                raise RunError(f"isolated=True is for interp.Model itself, not for {cls.__name__}.")
+            cls = Isolated
+        return super().__new__(cls)
 
     def __init__(
         self,
@@ -50,15 +64,22 @@ class Model(Context):
         flash_attn: bool = True,
         n_threads: int | None = None,
         repack: bool = True,
+        isolated: bool = False,
     ):
         kv_type, n_ctx, found = load.as_kv_type(kv_type), load.as_n_ctx(n_ctx), load.find_file(path)
-        lib = native.load()
-        choice = devices.choose(lib, device)
-        handle = load.open_file(
-            lib, found, n_ctx=n_ctx, n_gpu_layers=n_gpu_layers, kv_type=kv_type, flash_attn=flash_attn,
-            n_threads=n_threads, repack=repack, choice=choice,
+        self._open = partial(
+            load.open_file, path=found, n_ctx=n_ctx, device=device, n_gpu_layers=n_gpu_layers, kv_type=kv_type,
+            flash_attn=flash_attn, n_threads=n_threads, repack=repack,
         )  # fmt: skip
-        self._adopt(lib, handle, found, kv_type, n_ctx, choice.servers)
+        lib = self._library()
+        handle, servers = self._open(lib)
+        self._adopt(lib, handle, found, kv_type, n_ctx, servers)
+
+    def _library(self) -> native.Library:
+        return native.load()
+
+    def __reduce_ex__(self, _protocol):
+        raise RunError("A model cannot be pickled or copied. Give its path to the other process and load it there.")
 
     def __repr__(self) -> str:
         return f"Model({self.name!r}, {self.arch}, {self.n_layer} layers, {self.n_head} heads, n_embd {self.n_embd})"

@@ -108,7 +108,8 @@ class Connection:
         lost: what the server did, if the connection can be used no more; None: it can.
     """
 
-    _all: "weakref.WeakValueDictionary[str, Connection]" = weakref.WeakValueDictionary()
+    #: by library, of which each isolated model has its own, and endpoint
+    _all: "weakref.WeakValueDictionary[tuple[int, str], Connection]" = weakref.WeakValueDictionary()
     _making = threading.Lock()
 
     def __init__(self, lib: native.Library, host: str, port: int):
@@ -132,13 +133,13 @@ class Connection:
             DeviceError: no server answers there.
         """
         with cls._making:
-            found = cls._all.get(f"{host}:{port}")
+            found = cls._all.get((id(lib), f"{host}:{port}"))
             if found is not None and not found.is_lost():
                 return found
             if found is not None:
                 found.bury()
             probe(host, port)
-            made = cls._all[f"{host}:{port}"] = cls(lib, host, port)
+            made = cls._all[id(lib), f"{host}:{port}"] = cls(lib, host, port)
             return made
 
     def _watch(self, fd: int | None) -> None:
@@ -172,7 +173,10 @@ class Connection:
     def cut(self, reason: str) -> None:
         """End the connection under the library's hands: what it waits for fails."""
         self.lost = self.lost or reason
-        if self._sock is not None:
+        if self._sock is None and hasattr(self._lib, "kill"):
+            # the socket is in the process of an isolated model
+            self._lib.kill(f"the RPC server {self.endpoint} {self.lost}")
+        elif self._sock is not None:
             with contextlib.suppress(OSError):
                 self._sock.shutdown(socket.SHUT_RDWR)
 

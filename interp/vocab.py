@@ -17,6 +17,9 @@ class Vocab:
         self.n_vocab, self.add_bos = info.n_vocab, bool(info.add_bos)
         self.bos, self.eos = info.token_bos, info.token_eos  # -1: none
         self._piece = ct.create_string_buffer(256)
+        # what was asked for once: the same tokens come again and again
+        self._bytes: dict[int, bytes] = {}
+        self._ends: dict[int, bool] = {}
 
     def close(self) -> None:
         """The model is gone."""
@@ -72,11 +75,14 @@ class Vocab:
 
     def bytes_of(self, token: int) -> bytes:
         """The bytes of a token: not always whole characters."""
-        while True:
-            n = self._lib.token_to_piece(self._handle, token, self._piece, len(self._piece))
+        handle = self._handle
+        while token not in self._bytes:
+            n = self._lib.token_to_piece(handle, token, self._piece, len(self._piece))
             if n >= 0:
-                return self._piece.raw[:n]
-            self._piece = ct.create_string_buffer(-n)
+                self._bytes[token] = self._piece.raw[:n]
+            else:
+                self._piece = ct.create_string_buffer(-n)
+        return self._bytes[token]
 
     def pieces(self, tokens) -> list[str]:
         """The text of each token."""
@@ -92,7 +98,10 @@ class Vocab:
 
     def is_end(self, token: int) -> bool:
         """Whether the token ends a generation."""
-        return bool(self._lib.token_is_eog(self._handle, token))
+        handle = self._handle
+        if token not in self._ends:
+            self._ends[token] = bool(self._lib.token_is_eog(handle, token))
+        return self._ends[token]
 
 
 def one_token(model, piece: str | int) -> int:

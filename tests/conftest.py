@@ -20,6 +20,16 @@ for option, variable in {"device": "LLAMA_INTERP_TEST_DEVICE", "n_gpu_layers": "
 PROMPT = "The Eiffel Tower is located in the city of"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--isolated", action="store_true", help="run the tests with every model in a process of its own")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--isolated"):
+        made = interp.Model.__new__
+        interp.Model.__new__ = lambda cls, *args, **options: made(cls, *args, **{"isolated": True} | options)
+
+
 @pytest.fixture(scope="session")
 def model() -> interp.Model:
     """The default model with the options that a user gets, but one thread: others may share the cores."""
