@@ -69,10 +69,10 @@ class Devices(list):
         title = ["device", "description", "free"] + (["layers", "weights", "cache", "compute"] if has_model else [])
         rows = [title]
         for device in self:
-            free = _size(device.memory_free) if device.memory_total else "?"
+            free = size_text(device.memory_free) if device.memory_total else "?"
             row = [device.name, device.description, free]
             if has_model:
-                row += [_held(device), *map(_size, (device.n_weights, device.n_cache, device.n_compute))]
+                row += [_held(device), *map(size_text, (device.n_weights, device.n_cache, device.n_compute))]
             rows.append(row)
         widths = [max(map(len, column)) for column in zip(*rows)]
         return "\n".join("   ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
@@ -93,7 +93,8 @@ def _held(device: Device) -> str:
     return ", ".join(parts + (["head"] if device.head else [])) or "none"
 
 
-def _size(n: int) -> str:
+def size_text(n: int) -> str:
+    """Bytes for people: ``23.5 GiB``."""
     for unit, name in ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):
         if n >= unit:
             return f"{n / unit:.1f} {name}"

@@ -38,8 +38,8 @@ def check(lib: native.Library, path: Path, params: header.Params) -> None:
     else:
         hint = f'no layer fits: device="cpu", or a smaller n_ctx than {params.n_ctx}'
     raise DeviceError(
-        f"{path.name} does not fit: with {asked}, {device.name} needs {devices._size(device.n_bytes)} and has "
-        f"{devices._size(device.memory_free)} free. {hint[:1].upper()}{hint[1:]}."
+        f"{path.name} does not fit: with {asked}, {device.name} needs {devices.size_text(device.n_bytes)} and has "
+        f"{devices.size_text(device.memory_free)} free. {hint[:1].upper()}{hint[1:]}."
     )
 
 

@@ -114,7 +114,7 @@ class Connection:
 
     def __init__(self, lib: native.Library, host: str, port: int):
         self.endpoint, self.lost = f"{host}:{port}", None
-        self._lib, self._sock = lib, None
+        self._lib, self._sock, self._is_open = lib, None, False
         self.users: "weakref.WeakSet[Context]" = weakref.WeakSet()
         self._n_lost = lib.rpc_n_lost()
         before = _sockets(port)
@@ -122,6 +122,7 @@ class Connection:
         count = lib.rpc_connect(self.endpoint.encode(), devices, len(devices))
         if count < 0:
             raise DeviceError(f"The RPC server at {self.endpoint} cannot be used: {lib.reason()}.")
+        self._is_open = True
         self.devices = list(devices[: min(count, len(devices))])
         self._watch(next((fd for fd in _sockets(port) if fd not in before), None))
 
@@ -161,6 +162,8 @@ class Connection:
         return self.lost is not None
 
     def _is_alive(self) -> bool:
+        if not self._is_open:
+            return False
         if self._sock is None:
             return self._lib.rpc_n_lost() == self._n_lost
         try:
@@ -195,14 +198,15 @@ class Connection:
         self._close()
 
     def _close(self) -> None:
-        self._lib.rpc_disconnect(self.endpoint.encode())
-        sock, self._sock = self._sock, None
-        if sock is not None:
-            sock.close()
+        """Once: another one may have the endpoint by the time that the last model lets go of this one."""
+        if self._is_open:
+            self._is_open = False
+            self._lib.rpc_disconnect(self.endpoint.encode())
+            if self._sock is not None:
+                self._sock.close()
 
     def __del__(self):
-        if getattr(self, "devices", None) is not None:
-            self._close()
+        self._close()
 
 
 def _sockets(port: int) -> set[int]:
