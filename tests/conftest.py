@@ -17,6 +17,15 @@ for option, variable in {"device": "LLAMA_INTERP_TEST_DEVICE", "n_gpu_layers": "
     if given := os.environ.get(variable):
         interp.Model.__init__.__kwdefaults__[option] = given if option == "device" else int(given)
 
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What holds on the CPU only is skipped where another device was asked for."""
+    if given := os.environ.get("LLAMA_INTERP_TEST_DEVICE"):
+        for item in items:
+            if "cpu_only" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason=f"holds on the CPU only, not on {given}"))
+
+
 PROMPT = "The Eiffel Tower is located in the city of"
 
 

@@ -65,6 +65,7 @@ def test_every_head_on_every_architecture(each):
         assert np.allclose(many.values, serial.values, atol=bound(each)), site
 
 
+@pytest.mark.cpu_only
 def test_the_logits_that_a_metric_reads_are_computed_alone(each, monkeypatch):
     widths = []
     real = batched.run_group

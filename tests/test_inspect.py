@@ -10,6 +10,7 @@ import interp
 from conftest import PROMPT
 
 
+@pytest.mark.cpu_only
 def test_a_graph_lists_what_the_model_computes(tiny):
     graph = tiny.graph(PROMPT)
     assert graph.n_tokens == len(tiny.tokens(PROMPT)) and not graph.added
@@ -20,6 +21,7 @@ def test_a_graph_lists_what_the_model_computes(tiny):
     assert graph.find("output_norm.weight")[0].index in used and graph.find("output_norm.weight")[0].is_leaf
 
 
+@pytest.mark.cpu_only
 def test_a_graph_shows_what_edits_and_captures_added(tiny):
     edits = [interp.steer("l_out", 1, [1.0] * 64), interp.ablate([(2, 0)])]
     plain, edited = tiny.graph(PROMPT), tiny.graph(PROMPT, edits=edits)

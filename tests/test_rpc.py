@@ -251,6 +251,23 @@ def test_a_server_killed_in_a_generation_ends_it_and_a_new_one_is_found_again(mo
         assert np.array_equal(again.run(PROMPT).logits, expected)
 
 
+def test_servers_may_die_in_turn_while_old_models_are_still_held(mortal):
+    other = Server()
+    try:
+        where, held = [mortal.device, other.device], []
+        for victim in (mortal, other, mortal, other):
+            held.append(interp.Model(models.tiny("llama"), device=where, n_gpu_layers=-1, **OPTIONS))
+            held[-1].run(PROMPT)
+            # only the last one of them that a name still holds
+            held = held[-2:]
+            victim.kill()
+            with pytest.raises(interp.RunError, match=LOST):
+                held[-1].run(PROMPT)
+            victim.start()
+    finally:
+        other.kill()
+
+
 def test_a_server_killed_in_the_middle_of_a_batch_ends_it(mortal):
     """The library waits for the server at that moment."""
     tokens = np.random.default_rng(0).integers(0, 40000, 1500).tolist()

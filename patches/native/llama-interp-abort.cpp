@@ -16,19 +16,15 @@ static ggml_abort_callback_t abort_next = nullptr;
 static std::atomic<bool>    loss_allowed { false };
 static std::atomic<int64_t> n_lost       { 0 };
 
-static bool is_rpc(const char * message) {
-    return strstr(message, "ggml-rpc") != nullptr;
-}
-
 static void on_abort(const char * message) {
-    if (abort_guards > 0) {
-        const char * reason = is_rpc(message) ? "the RPC server does not answer as one: " : "llama.cpp gave up, the model file may be damaged: ";
-        throw std::runtime_error(reason + std::string(message));
-    }
-    // a thread of ggml's that speaks with a server: there the series catches it
-    if (loss_allowed && is_rpc(message)) {
+    // thrown on whatever thread speaks with the server: the series catches it there
+    if (loss_allowed && strstr(message, "RPC server crashed")) {
         n_lost++;
         throw std::runtime_error(message);
+    }
+    if (abort_guards > 0) {
+        const char * reason = strstr(message, "ggml-rpc") ? "the RPC server does not answer as one: " : "llama.cpp gave up, the model file may be damaged: ";
+        throw std::runtime_error(reason + std::string(message));
     }
     if (abort_next) {
         abort_next(message);
