@@ -366,3 +366,37 @@ def test_an_address_that_is_not_this_machines_is_refused(host):
 
 def test_loopback_is_told_from_the_network():
     assert rpc_server.is_loopback("127.0.0.1") and not rpc_server.is_loopback("0.0.0.0")
+
+
+# in a process of its own
+
+
+def test_an_isolated_model_has_the_same_bits_and_finds_its_server_again(mortal):
+    with _local(models.tiny("llama")) as local:
+        expected = local.run(PROMPT, capture="l_out")
+    with _split(mortal, isolated=True) as model:
+        assert same(model.run(PROMPT, capture="l_out"), expected, ["l_out"])
+        assert model.devices.names() == [mortal.device, "cpu"]
+        first = model.pid
+        with pytest.raises(interp.RunError, match=LOST):
+            for n, _ in enumerate(model.stream(PROMPT, max_tokens=200)):
+                if n == 3:
+                    mortal.kill()
+        with pytest.raises(interp.DeviceError, match="No RPC server at"):
+            model.run(PROMPT)
+        mortal.start()
+        with pytest.warns(RuntimeWarning, match="the RPC server 127.0.0.1:.* went away. Another one was started"):
+            again = model.run(PROMPT, capture="l_out")
+        assert same(again, expected, ["l_out"]) and model.pid != first
+
+
+def test_the_process_of_an_isolated_model_is_ended_where_a_server_is_silent(mortal, monkeypatch):
+    monkeypatch.setenv("LLAMA_INTERP_RPC_TIMEOUT", "3")
+    with _split(mortal, isolated=True) as model:
+        expected = model.run(PROMPT).logits
+        mortal.send(signal.SIGSTOP)
+        with pytest.raises(interp.ProcessError, match="did not answer for 3 s"):
+            model.run(PROMPT)
+        mortal.send(signal.SIGCONT)
+        with pytest.warns(RuntimeWarning, match="did not answer"):
+            assert np.array_equal(model.run(PROMPT).logits, expected)
