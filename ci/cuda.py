@@ -40,6 +40,7 @@ class Toolkit:
     """A CUDA toolkit, there or yet to be installed.
 
     Attributes:
+        system: whether the compiler is the system's; cuBLAS may still come from the package index.
         nvcc: the compiler, as CMake gets it.
         identity: what the compiler says of itself; None while it is not installed.
         release: major and minor version.
@@ -49,6 +50,7 @@ class Toolkit:
         why: what it is and where it comes from, in words.
     """
 
+    system: bool
     nvcc: str
     identity: str | None
     release: tuple[int, int]
@@ -60,11 +62,6 @@ class Toolkit:
     @property
     def version(self) -> str:
         return "{}.{}".format(*self.release)
-
-    @property
-    def system(self) -> bool:
-        """Whether the compiler is the system's; cuBLAS may still come from the package index."""
-        return len(self.packages) <= 1
 
     @property
     def runtime(self) -> list[str]:
@@ -103,25 +100,24 @@ def _system(project: Project, env: Path, nvcc: str) -> Toolkit:
     major, minor = int(release[1]), int(release[2])
     root, why = _root_of(nvcc), f"nvcc {major}.{minor} at {nvcc}"
     if _has_cublas(root):
-        return Toolkit(nvcc, identity, (major, minor), _searchable(root), (), (), why)
+        return Toolkit(True, nvcc, identity, (major, minor), _searchable(root), (), (), why)
     if major < 12:
         raise BuildError(f"{why} lacks cuBLAS, which cannot be added to a toolkit before CUDA 12. Install it there")
     wanted = (f"nvidia-cublas{'' if major >= 13 else f'-cu{major}'}=={major}.{minor}.*",)
     why += ", without cuBLAS: that is taken from the package index"
-    return Toolkit(nvcc, identity, (major, minor), _searchable(root), wanted, _missing(env, wanted), why)
+    return Toolkit(True, nvcc, identity, (major, minor), _searchable(root), wanted, _missing(env, wanted), why)
 
 
 def _packaged(project: Project, env: Path) -> Toolkit:
     wanted = _matching(environment.extra(project, EXTRA), env)
     compiler = next(one for one in wanted if one.startswith("nvidia-cuda-nvcc=="))
     release = re.search(r"==(\d+)\.(\d+)", compiler)
-    files = _files(env, ("nvidia-cuda-nvcc",))
-    root = folder(project)
-    return Toolkit(
-        str(root / "bin" / "nvcc"), toolchain.version(str(files["bin/nvcc"])) if "bin/nvcc" in files else None,
-        (int(release[1]), int(release[2])), root, wanted, _missing(env, wanted),
-        f"no nvcc on this machine: NVIDIA's packages, {release[1]}.{release[2]}",
-    )
+    # asked where it is installed, for the links to it may not be made yet
+    installed = _files(env, ("nvidia-cuda-nvcc",)).get("bin/nvcc")
+    identity = toolchain.version(str(installed)) if installed else None
+    root, why = folder(project), f"no nvcc on this machine: NVIDIA's packages, {release[1]}.{release[2]}"
+    nvcc, release = str(root / "bin" / "nvcc"), (int(release[1]), int(release[2]))
+    return Toolkit(False, nvcc, identity, release, root, wanted, _missing(env, wanted), why)
 
 
 def _matching(wanted: tuple[str, ...], env: Path) -> tuple[str, ...]:
