@@ -5,12 +5,14 @@ examples:
   python3 build.py                       build for what this machine has
   python3 build.py demo                  set everything up and show what a small model thinks at every layer
   python3 build.py test -k lens -x       set everything up and run tests; what follows "test" goes to pytest
+  python3 build.py wheel                 make a wheel with the library inside, for machines without a compiler
   python3 build.py doctor                say what is there and what is missing; changes nothing
   python3 build.py --cuda                build for NVIDIA's GPUs; needs no CUDA toolkit (docs/backends.md)
   python3 build.py --cuda --cuda-arch 90,86
   python3 build.py --cuda --dry-run      print the call of CMake; fetch, install and change nothing
   python3 build.py --source ~/llama.cpp  from a clone that has the pinned commit: needs no network for the source
   python3 build.py --unpatched           the same commit without the patches, for comparison
+  python3 build.py --tools               also llama.cpp's own programs: llama-cli, llama-server, llama-bench, ...
 
 Everything is made in build/ and, outside an active virtual environment, in .venv/. Steps that are done are skipped
 by content, and an interrupted call goes on where it stopped. LLAMA_INTERP_CACHE=DIR shares downloads and finished
@@ -27,12 +29,14 @@ import json
 import os
 import subprocess
 import time
+from collections.abc import Callable
+from pathlib import Path
 
-from ci import cuda, environment, library, nvidia, plan, source, toolchain
+from ci import cuda, environment, library, nvidia, plan, programs, source, toolchain, wheel
 from ci.project import BuildError, Project
 from ci.steps import Lock, Report, remove, sweep
 
-VERBS = ("demo", "test", "doctor")
+VERBS = ("demo", "test", "wheel", "doctor")
 
 
 def main(arguments: list[str]) -> int:
@@ -62,7 +66,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="build.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("verb", nargs="?", choices=VERBS, help="demo, test [pytest arguments], doctor; default: build")
+    parser.add_argument("verb", nargs="?", choices=VERBS, help="demo, test [pytest arguments], wheel, doctor; default: build")
     backend = parser.add_mutually_exclusive_group()
     for name in toolchain.BACKENDS:
         backend.add_argument(f"--{name}", dest="backend", action="store_const", const=name, help=f"build for {name}")
@@ -80,9 +84,13 @@ def parse(arguments: list[str]) -> argparse.Namespace:
                         help="where llama.cpp comes from: the pinned archive of the package index, its git repository, "
                         "or a local clone or archive")
     parser.add_argument("--unpatched", action="store_true", help="build without the patches, in a folder of its own")
+    parser.add_argument("--tools", action="store_true",
+                        help="also build llama.cpp's own programs, into bin beside the library's folder")
     parser.add_argument("--clean", action="store_true", help="delete all of build/ but the downloads first")
     parser.add_argument("--json", action="store_true", help="with doctor: print JSON")
     args = parser.parse_args(ours)
+    if args.verb == "wheel" and (args.tools or args.unpatched):
+        parser.error("a wheel holds the patched library and no programs: leave out --tools and --unpatched")
     args.defines = dict(args.defines)
     args.pytest = theirs
     return args
@@ -174,11 +182,16 @@ def work(project: Project, args: argparse.Namespace, report: Report) -> int:
     report.line("backend", f"{choice.backend} ({choice.why})")
     with Lock(project.build / ".lock", report):
         clean_up(project, args.clean)
-        environment.ensure_requirements(project, {"build", "test"} if args.verb == "test" else {"build"}, report)
-        if args.verb:
+        # the tests make a wheel as well
+        extras = {"test": {"test", "wheel"}, "wheel": {"wheel"}}.get(args.verb, set())
+        environment.ensure_requirements(project, {"build"} | extras, report)
+        if args.verb in ("demo", "test"):
             environment.ensure_model(project, report)
         if choice.backend == "cuda":
             cuda.ensure(project, environment.prefix(project), report)
+        if args.verb == "wheel":
+            wheel.make(current(project, args, choice.backend, True, report, portable=True)[0], report)
+            return 0
         made = [
             build(project, args, choice.backend, patched, report)
             for patched in {None: [not args.unpatched], "demo": [True], "test": [True, False]}[args.verb]
@@ -205,23 +218,47 @@ def clean_up(project: Project, everything: bool) -> None:
 
 
 def build(project: Project, args: argparse.Namespace, backend: str, patched: bool, report: Report) -> str:
-    """Makes one library current and returns its name."""
+    """Makes one library current, and where asked its programs; returns its name."""
+    target, tree = current(project, args, backend, patched, report)
+    if patched:
+        library.activate(target)
+    if args.tools:
+        programs.make(target, tree, args.clean, args.jobs, report)
+    else:
+        programs.warn_if_stale(target, report)
+    return f"{target.name}: {library.short(target.lib)}"
+
+
+def current(
+    project: Project, args: argparse.Namespace, backend: str, patched: bool, report: Report, portable: bool = False
+) -> tuple[library.Target, Callable[[], Path]]:
+    """Makes one library current.
+
+    Args:
+        portable: for other machines too, in a folder of its own.
+
+    Returns:
+        The library, and what gives the source that it is compiled from.
+    """
     pin = project.pin()
     origin = source.resolve(pin, args.source)
     prefix = environment.prefix(project)
-    target = plan.target(project, backend, patched, origin.base, prefix, args.defines, args.cuda_arch)
+    defines = wheel.settings(args.defines) if portable else args.defines
+    target = plan.target(project, backend, patched, origin.base, prefix, defines, args.cuda_arch)
+    if portable:
+        target = wheel.Portable.of(target)
+
+    def tree() -> Path:
+        unpatched = source.unpatched_tree(project, pin, origin, report)
+        return source.patched_tree(project, origin, unpatched, report) if patched else unpatched
+
     if target.state() != "current" and (args.clean or not library.from_cache(target, report)):
         if backend == "cuda":
             cuda.check_compilers(cuda.find(project, prefix))
-        tree = source.unpatched_tree(project, pin, origin, report)
-        if patched:
-            tree = source.patched_tree(project, origin, tree, report)
-        library.compile(target, tree, args.jobs, report)
+        library.compile(target, tree(), args.jobs, report)
     library.link_runtime(target)
     library.share(target, report)
-    if patched:
-        library.activate(target)
-    return f"{target.name}: {library.short(target.lib)}"
+    return target, tree
 
 
 def doctor(project: Project, args: argparse.Namespace) -> int:

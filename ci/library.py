@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -66,6 +67,10 @@ class Target:
         return self.folder / "lib"
 
     @property
+    def output(self) -> Path:
+        return self.lib
+
+    @property
     def log(self) -> Path:
         return self.folder / "build.log"
 
@@ -89,10 +94,7 @@ class Target:
 
     def state(self) -> str:
         """``current``, ``stale``, or ``missing``."""
-        manifest = read_json(self.lib / "manifest.json")
-        if not manifest:
-            return "missing"
-        return "current" if manifest.get("key") == self.key else "stale"
+        return state(self.output, self.key)
 
 
 def name(backend: str, patched: bool) -> str:
@@ -100,12 +102,20 @@ def name(backend: str, patched: bool) -> str:
     return backend if patched else f"unpatched-{backend}"
 
 
-def from_cache(target: Target, report: Report) -> bool:
-    """Takes the finished library from the cache that clones share, if it is there."""
+def state(folder: Path, key: str) -> str:
+    """Of a published folder, beside the key that it should have: ``current``, ``stale``, or ``missing``."""
+    manifest = read_json(folder / "manifest.json")
+    if not manifest:
+        return "missing"
+    return "current" if manifest.get("key") == key else "stale"
+
+
+def from_cache(target: Target, report: Report, title: str = "library") -> bool:
+    """Takes what a target makes from the cache that clones share, if it is there."""
     if target.cached is None or read_json(target.cached / "manifest.json").get("key") != target.key:
         return False
-    with report.step("library") as step:
-        _copy_folder(target.cached, target.lib)
+    with report.step(title) as step:
+        copy_folder(target.cached, target.output)
         step.result = f"{target.name}: taken from {target.cached}"
     return True
 
@@ -124,7 +134,7 @@ def compile(target: Target, tree: Path, jobs: int, report: Report) -> None:
     if ahead := estimate.ahead(ninja, target.folder / "cmake", TARGETS, architectures, jobs):
         report.line("to compile", ahead)
     with report.step("compile") as step:
-        _ninja(target, jobs, step)
+        run_ninja(target, TARGETS, jobs, step)
         step.result = f"{target.name}, {jobs} jobs, log in {short(target.log)}"
     with report.step("library") as step:
         _publish(target, tree)
@@ -182,17 +192,18 @@ def _configure(target: Target, tree: Path) -> str:
     remove(stamp)
     remove(work)
     with target.log.open("w", encoding="utf-8", buffering=1) as log:
-        for _ in _lines(command, log):
+        for _ in lines(command, log):
             pass
     write_json(stamp, wanted)
     return f"{target.backend}, {toolchain.version(toolchain.cxx())}"
 
 
-def _ninja(target: Target, jobs: int, step: Step) -> None:
-    command = [environment.tool(target.prefix, "ninja"), "-C", target.folder / "cmake", "-j", jobs, *TARGETS]
+def run_ninja(target: Target, names: Iterable[str], jobs: int, step: Step) -> None:
+    """Compiles some of CMake's targets in a target's folder."""
+    command = [environment.tool(target.prefix, "ninja"), "-C", target.folder / "cmake", "-j", jobs, *names]
     shown = 0
     with target.log.open("a", encoding="utf-8", buffering=1) as log:
-        for line in _lines(command, log):
+        for line in lines(command, log):
             if not (match := _NINJA_LINE.match(line)):
                 continue
             done, total, what = int(match[1]), int(match[2]), match[3]
@@ -203,7 +214,7 @@ def _ninja(target: Target, jobs: int, step: Step) -> None:
                 step.progress(f"{done}/{total}, {step.seconds:.0f} s")
 
 
-def _lines(command: list, log):
+def lines(command: list, log):
     """Runs a command, yields its lines, and writes them to the log.
 
     Raises:
@@ -264,16 +275,17 @@ def _compile_seconds(log: Path) -> float | None:
 
 
 def share(target: Target, report: Report) -> None:
-    """Puts a finished library into the cache that clones share; a cache that cannot be written harms no build."""
+    """Puts what a target made into the cache that clones share; a cache that cannot be written harms no build."""
     if target.cached is None or target.cached.exists():
         return
     try:
-        _copy_folder(target.lib, target.cached)
+        copy_folder(target.output, target.cached)
     except OSError as error:
-        report.line("note", f"the library is not shared: {error}")
+        report.line("note", f"{target.name} is not shared: {error}")
 
 
-def _copy_folder(source: Path, destination: Path) -> None:
+def copy_folder(source: Path, destination: Path) -> None:
+    """Copies a finished folder; the copy is whole or absent."""
     scratch = temporary(destination)
     shutil.copytree(source, scratch, symlinks=True)
     publish_folder(scratch, destination)

@@ -200,9 +200,14 @@ def fingerprint(settings: dict[str, str], nvcc: str | None) -> dict:
         "machine": [platform.system(), platform.machine(), *platform.libc_ver()],
         "environment": {name: os.environ[name] for name in _VARIABLES if name in os.environ},
     }
-    if settings.get("GGML_NATIVE", "ON").upper() not in ("OFF", "0", "FALSE", "NO"):
+    if is_on(settings.get("GGML_NATIVE", "ON")):
         found["cpu"] = cpu()
     return found
+
+
+def is_on(value: str) -> bool:
+    """What CMake takes a setting for."""
+    return value.upper() not in ("OFF", "0", "FALSE", "NO")
 
 
 @lru_cache

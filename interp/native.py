@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes as ct
 import json
 import os
+import re
 import sys
 from functools import lru_cache
 from pathlib import Path
@@ -20,7 +21,8 @@ def _library_name() -> str:
 
 
 def find_library() -> Path:
-    """The compiled library: ``LLAMA_INTERP_LIB`` (a folder or a file), else what ``build.py`` built last.
+    """The compiled library: ``LLAMA_INTERP_LIB`` (a folder or a file), else what ``build.py`` built last, else the one
+    that came with the package, where that was installed from a wheel.
 
     Raises:
         LibraryError: there is none; the message says how to build it.
@@ -33,18 +35,32 @@ def find_library() -> Path:
             raise LibraryError(f"LLAMA_INTERP_LIB points to {path}, which does not exist. Unset it, or run build.py.")
         return path
 
-    build = Path(__file__).resolve().parent.parent / "build"
+    package = Path(__file__).resolve().parent
+    build = package.parent / "build"
     try:
         active = json.loads((build / "active.json").read_text())
         path = build / active["lib"] / _library_name()
     except (OSError, ValueError, KeyError, TypeError):
         path = None
     if path is None or not path.is_file():
+        path = package / "lib" / _library_name()
+    if not path.is_file():
         raise LibraryError(
             f"No compiled library under {build}. Build it with: python3 build.py "
             "(or set LLAMA_INTERP_LIB to the folder that holds it)."
         )
     return path
+
+
+def lacking(path: Path, cpuinfo: Path = Path("/proc/cpuinfo")) -> list[str]:
+    """Instructions that a library was compiled with and that this processor lacks: the first of them would end the
+    process. Known of the libraries in wheels, which are compiled elsewhere, and where the system tells."""
+    try:
+        needs = json.loads((path.parent / "manifest.json").read_text())["needs"]
+        flags = re.search(r"^flags\s*:(.*)$", cpuinfo.read_text(), re.MULTILINE)[1].split()
+        return [feature for feature in needs if feature not in flags]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
 
 
 def _expected_abi() -> dict[str, int]:
@@ -98,6 +114,11 @@ def abi_report(path: Path) -> dict:
 
 
 def _load(path: Path) -> ct.CDLL:
+    if features := lacking(path):
+        raise LibraryError(
+            f"{path} was compiled for processors with {', '.join(features)}, which this one lacks. Compile it here, from "
+            "the project's source: python3 build.py"
+        )
     try:
         try:
             lib = ct.CDLL(str(path))

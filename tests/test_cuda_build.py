@@ -279,7 +279,7 @@ def test_a_dry_run_prints_the_very_command_of_the_build_and_changes_nothing(
     assert rest == "" and "'-DGGML_X=a b;$c'" in printed
 
     called = []
-    monkeypatch.setattr(library, "_lines", lambda command, _log: called.append(command) or [])
+    monkeypatch.setattr(library, "lines", lambda command, _log: called.append(command) or [])
     args = build.parse([*arguments, "-D", "GGML_X=a b;$c"])
     patched, commit = not args.unpatched, project.pin().commit
     machine.wheels()

@@ -89,7 +89,8 @@ def say(text: str) -> None:
 
 
 def publish(
-    name: str, measured: dict, tables: Callable[[], list[Table]], command: str, *, page: bool, copy: Path | None = None
+    name: str, measured: dict, tables: Callable[[], list[Table]], command: str, *, page: bool, copy: Path | None = None,
+    to: Path | None = None,
 ) -> None:
     """Writes and prints what was measured.
 
@@ -100,6 +101,7 @@ def publish(
         command: what the page gives to measure it again.
         copy: a file that gets the rows as well.
         page: put the tables into the page.
+        to: the page, if it is not `PAGE`.
     """
     # first of all, so that no table's mistake loses what was measured
     file = write_json(name, measured)
@@ -110,8 +112,8 @@ def publish(
     if copy:
         copy.write_text(json.dumps(measured["rows"], indent=1))
     if page:
-        write_page(name, made, measured, command)
-        print(f"wrote the tables into {PAGE.relative_to(ROOT)}")
+        write_page(name, made, measured, command, to)
+        print(f"wrote the tables into {(to or PAGE).relative_to(ROOT)}")
 
 
 def write_json(name: str, measured: dict) -> Path:
@@ -122,19 +124,20 @@ def write_json(name: str, measured: dict) -> Path:
     return path
 
 
-def write_page(name: str, tables: list[Table], measured: dict, command: str) -> None:
+def write_page(name: str, tables: list[Table], measured: dict, command: str, page: Path | None = None) -> None:
     """Puts tables between the page's marks of a name.
 
     Raises:
         ValueError: the page has no such marks.
     """
-    text = PAGE.read_text(encoding="utf-8")
+    page = page or PAGE
+    text = page.read_text(encoding="utf-8")
     part = re.search(rf"(<!-- {name}: written by [^>]+ -->\n).*?(<!-- end of {name} -->)", text, re.DOTALL)
     if part is None:
-        raise ValueError(f"{PAGE.name} has no lines <!-- {name}: written by … --> and <!-- end of {name} -->")
+        raise ValueError(f"{page.name} has no lines <!-- {name}: written by … --> and <!-- end of {name} -->")
     new = [f"```sh\n{command}\n```", _described(measured), *(table.markdown() for table in tables)]
     text = text[: part.end(1)] + "\n" + "\n\n".join(new) + "\n\n" + text[part.start(2) :]
-    with written(PAGE, [".md"]) as unfinished:
+    with written(page, [".md"]) as unfinished:
         unfinished.write_text(text, encoding="utf-8")
 
 
