@@ -137,7 +137,7 @@ def _found(programs: Programs, report: Report) -> bool:
 
 
 def _example(folder: Path, name: str) -> str:
-    arguments = {"llama-cli": "-p Hello -n 32", "llama-bench": "-p 256 -n 64"}.get(name, "--help")
+    arguments = {"llama-cli": "-p Hello -n 32 -st", "llama-bench": "-p 256 -n 64"}.get(name, "--help")
     return f"{short(folder / name)} {'' if arguments == '--help' else '-m MODEL.gguf '}{arguments}"
 
 
