@@ -46,7 +46,9 @@ def text() -> str:
 
 def perplexity(folder: Path, model: str, file: Path, threads: int) -> dict:
     """What llama-perplexity says of a text: ``figure``, and ``chunks``, the estimate after each."""
-    said = _run(folder / "llama-perplexity", "-m", model, "-f", file, "-c", N_CTX, "-t", threads)
+    done = _run(folder / "llama-perplexity", "-m", model, "-f", file, "-c", N_CTX, "-t", threads)
+    # the chunks are printed, the figure is logged
+    said = done.stdout + done.stderr
     figure = _FIGURE.search(said)
     if figure is None:
         sys.exit(f"{folder / 'llama-perplexity'} gave no figure. The end of what it said:\n{said[-1500:]}")
@@ -55,21 +57,21 @@ def perplexity(folder: Path, model: str, file: Path, threads: int) -> dict:
 
 def speed(folder: Path, model: str, threads: int) -> dict[str, float]:
     """Tokens per second by llama-bench: of a prefill, and of a generation from nothing."""
-    said = _run(
+    done = _run(
         folder / "llama-bench", "-m", model, "-p", N_PREFILL, "-n", N_GENERATE, "-r", 1, "-t", threads, "-o", "json"
     )
     # ggml may report devices before it
-    tests = json.loads(said[said.index("[\n") :])
+    tests = json.loads(done.stdout[done.stdout.index("[\n") :])
     return {"generation" if test["n_gen"] else "prefill": test["avg_ts"] for test in tests}
 
 
-def _run(program: Path, *arguments) -> str:
+def _run(program: Path, *arguments) -> subprocess.CompletedProcess:
     env = {name: value for name, value in os.environ.items() if name != "LD_LIBRARY_PATH"}
     command = [str(part) for part in (program, *arguments)]
     done = subprocess.run(command, env=env, text=True, errors="replace", capture_output=True, stdin=subprocess.DEVNULL)
     if done.returncode:
         sys.exit(f"{program} failed with {done.returncode}:\n{done.stderr[-1500:]}")
-    return done.stdout
+    return done
 
 
 def summarise(figures: dict[str, dict], speeds: dict[str, list[dict[str, float]]]) -> list[dict]:
