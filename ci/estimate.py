@@ -10,9 +10,8 @@ from pathlib import Path
 
 from .steps import remove, temporary
 
-#: seconds that one object takes on one core that is free, measured on full builds (docs/backends.md);
-#: an object of CUDA takes that for each architecture
-SECONDS = {"CUDA": 15.0, "CXX": 3.0, "C": 1.0}
+#: seconds of processor time that one object takes, measured (docs/backends.md); one of CUDA, for each architecture
+SECONDS = {"CUDA": 23.0, "CXX": 3.0, "C": 1.0}
 
 _OBJECT = re.compile(r"Building (\w+) object")
 
