@@ -7,12 +7,12 @@ from functools import partial
 
 import numpy as np
 
-from . import chat, devices, generate, load, native, state, weights
+from . import chat, devices, generate, load, native, parts, state, weights
 from .errors import RunError
 from .inspect import Graph
 from .program import as_list
 from .run import Generation, Run
-from .session import Context, as_layer
+from .session import Context
 from .sites import Site
 from .state import Prefix
 
@@ -360,24 +360,7 @@ class Model(Context):
             RunError: another shape of ``resid``, or layer 0, which starts from tokens: edit ``resid_pre`` instead; or a
                 prefix is in force.
         """
-        if logits not in ("all", "last"):
-            raise RunError(f'logits={logits!r}: give "all" or "last".')
-        if self.n_prefix:
-            raise RunError("A resumed run starts from nothing; a prefix is in force. End it first: model.prefix(None).")
-        prompt, tokens = tokens, self._prompt(tokens)
-        first = self._table.layer_index(as_layer(from_layer))
-        if first == 0:
-            raise RunError("Layer 0 starts from tokens. Replace its input: edits=interp.replace('resid_pre-0', resid).")
-        resid = np.ascontiguousarray(resid, dtype=np.float32)
-        if resid.shape != (len(tokens), self.n_embd):
-            raise RunError(f"resid has shape {resid.shape}; for this prompt it must be {(len(tokens), self.n_embd)}.")
-        program = self._program(capture, edits, len(tokens), first_layer=first)
-        outputs = np.ones(len(tokens), np.int8)
-        with self._session(program, None, (self._residual(first - 1), resid)) as handle:
-            if logits == "last":
-                self._choose_logits(program, handle, outputs, len(tokens) - 1)
-            read = self._decode(program, handle, tokens, 0, outputs, logits)
-            return self._as_run(program, tokens, read, handle, prompt)
+        return parts.resume(self, resid, from_layer, tokens, edits, capture, logits)
 
     def unembed(self, resid) -> np.ndarray:
         """The model's own final norm and output head on residual streams.
@@ -395,30 +378,10 @@ class Model(Context):
             RunError: another width, or nothing given.
             SiteError: the architecture names no residual stream.
         """
-        resid = np.asarray(resid, dtype=np.float32)
-        if resid.ndim < 1 or resid.shape[-1] != self.n_embd or resid.size == 0:
-            raise RunError(f"unembed takes (…, {self.n_embd}); this is {resid.shape}.")
-        rows = np.ascontiguousarray(resid.reshape(-1, self.n_embd))
-        last, out = self._residual(self.n_layer - 1), _empty_logits(len(rows), self.n_vocab)
-        empty = self._program((), (), 1)
-        room = self.n_ctx - empty.offset
-        for first in range(0, len(rows), room):
-            part = rows[first : first + room]
-            outputs = np.ones(len(part), np.int8)
-            # the library takes the row of each token's position, and the first positions are the prefix's
-            with self._session(empty, None, (last, np.pad(part, ((empty.offset, 0), (0, 0))))) as handle:
-                out[first : first + len(part)] = self._decode(empty, handle, [0] * len(part), 0, outputs, "all")
-        return out.reshape(*resid.shape[:-1], self.n_vocab)
+        return parts.unembed(self, resid)
 
 
 def is_batch(prompt) -> bool:
     """A list of prompts, not a list of tokens."""
     several = isinstance(prompt, (list, tuple)) and len(prompt) > 0
     return several and all(isinstance(p, (str, list, tuple)) for p in prompt)
-
-
-def _empty_logits(n_rows: int, n_vocab: int) -> np.ndarray:
-    try:
-        return np.empty((n_rows, n_vocab), np.float32)
-    except MemoryError as err:
-        raise RunError(f"No memory for {n_rows} rows of {n_vocab} logits; unembed fewer at a time.") from err

@@ -8,7 +8,6 @@ call with one error. Nothing of the library's memory has to be given up for that
 from __future__ import annotations
 
 import contextlib
-import ctypes as ct
 import os
 import socket
 import stat
