@@ -24,25 +24,6 @@ from ci.steps import Lock, Report
 PATCHES = ("first-hook.patch", "second-hook.patch")
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("made")
-    clone = upstream.make_clone(folder / "clone")
-    upstream.make_project(folder / "project", clone, PATCHES)
-    return folder
-
-
-@pytest.fixture
-def clone(made, tmp_path):
-    return shutil.copytree(made / "clone", tmp_path / "clone")
-
-
-@pytest.fixture
-def project(made, tmp_path, monkeypatch):
-    monkeypatch.delenv("LLAMA_INTERP_CACHE", raising=False)
-    return Project(shutil.copytree(made / "project", tmp_path / "project"))
-
-
 @pytest.fixture
 def origin(project, clone):
     return upstream.origin(project, clone)
@@ -228,6 +209,18 @@ def test_a_second_call_waits_for_the_first_and_says_so(tmp_path):
     with Lock(tmp_path / ".lock", Report(said)):
         assert time.monotonic() - started > 0.2
     assert said.getvalue().startswith("waiting")
+
+
+def test_progress_is_told_from_the_start_also_after_cmake_ran_again(project, monkeypatch):
+    said = ["[1/2] Re-running CMake...", *(f"[{n}/20] Building CXX object a{n}.o" for n in range(1, 21))]
+    monkeypatch.setattr(library, "lines", lambda *_: said)
+    monkeypatch.setattr(environment, "tool", lambda *_: Path("ninja"))
+    out = io.StringIO()
+    target(project).folder.mkdir(parents=True)
+    with Report(out).step("compile") as step:
+        library.run_ninja(target(project), ("llama",), 1, step)
+    told = [line.split()[1].rstrip(",") for line in out.getvalue().splitlines()[:-1]]
+    assert told == ["1/2", *(f"{n}/20" for n in range(2, 21, 2))]
 
 
 # // sources
