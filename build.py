@@ -34,7 +34,7 @@ from pathlib import Path
 
 from ci import cuda, environment, library, nvidia, plan, programs, source, toolchain, wheel
 from ci.project import BuildError, Project
-from ci.steps import Lock, Report, remove, sweep
+from ci.steps import Lock, Report, exit_code, remove, sweep
 
 VERBS = ("demo", "test", "wheel", "doctor")
 
@@ -43,7 +43,8 @@ def main(arguments: list[str]) -> int:
     """Runs one call; returns the exit code."""
     args = parse(arguments)
     project, report = Project(), Report()
-    try:
+
+    def call() -> int:
         if args.verb == "doctor":
             return doctor(project, args)
         check_tools(project, args)
@@ -52,12 +53,8 @@ def main(arguments: list[str]) -> int:
         if not environment.active():
             return enter_environment(project, report, arguments)
         return work(project, args, report)
-    except BuildError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\ninterrupted: the same call goes on from here", file=sys.stderr)
-        return 130
+
+    return exit_code(call, "the same call goes on from here", failure=1)
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:

@@ -28,7 +28,7 @@ if __package__ in (None, ""):
 
 from ci import environment, nvidia, source, toolchain
 from ci.project import BuildError, Project
-from ci.steps import Report, read_json, remove, run, tail, write_json
+from ci.steps import Report, exit_code, read_json, remove, run, tail, write_json
 
 #: counted up when a field of the report changes its meaning or goes
 SCHEMA = 1
@@ -40,14 +40,8 @@ ROUNDS = 7
 def main(given: list[str] | None = None) -> int:
     args = parse(given)
     project, report = Project(), Report()
-    try:
-        return pack(project, args, report) if args.verb == "pack" else measure(project, args, report)
-    except (BuildError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\ninterrupted: out/gpu/report.json holds what was done", file=sys.stderr)
-        return 130
+    work = pack if args.verb == "pack" else measure
+    return exit_code(lambda: work(project, args, report), "out/gpu/report.json holds what was done")
 
 
 def parse(given: list[str] | None) -> argparse.Namespace:

@@ -23,27 +23,24 @@ from pathlib import Path
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from ci.project import BuildError, Project
+from ci.project import Project
 from ci.rebasing import arguments, breaking, markdown, moved, upstream
 from ci.rebasing.session import Session
-from ci.steps import Lock, Report, remove, sweep, temporary, write_json
+from ci.steps import Lock, Report, exit_code, remove, sweep, temporary, write_json
 
 
 def main(given: list[str] | None = None, project: Project | None = None) -> int:
     args = arguments.parse(given, __doc__)
     args.out = args.out.resolve()
     project, report = project or Project(), Report()
-    try:
+
+    def work() -> int:
         if args.write:
             moved.refuse_dirty(project)
         with Lock(args.out / ".lock", report):
             return _run(project, args, report)
-    except (BuildError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\ninterrupted: nothing was changed", file=sys.stderr)
-        return 130
+
+    return exit_code(work, "nothing was changed")
 
 
 def _run(project: Project, args, report: Report) -> int:

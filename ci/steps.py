@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -231,3 +232,20 @@ def sha256(path: Path) -> str:
 def digest(*parts) -> str:
     """One hash over values of any JSON type; order counts."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def exit_code(work: Callable[[], int], interrupted: str, failure: int = 2) -> int:
+    """What a command ends with: what ``work`` returns, or one line of what was wrong and ``failure``.
+
+    Args:
+        work: the command, without arguments.
+        interrupted: what Ctrl-C leaves behind, for whoever pressed it; the code is then 130, as a shell has it.
+    """
+    try:
+        return work()
+    except (BuildError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return failure
+    except KeyboardInterrupt:
+        print(f"\ninterrupted: {interrupted}", file=sys.stderr)
+        return 130

@@ -1,15 +1,20 @@
-"""Fixtures: the default model and the small random ones, loaded once."""
+"""Fixtures: the default model and the small random ones, loaded once; a project and a machine that are made up."""
 
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+import cuda_machine
 import interp
 import models
+import upstream
+from ci.project import Project
 
 #: every model that a test loads in its own process runs there, unless the test says where: "cuda:0",
 #: "rpc://127.0.0.1:50052,rpc://127.0.0.1:50053", with so many layers
@@ -63,6 +68,29 @@ def transformers() -> None:
     """For tests that compute with torch and transformers: skips where they are not installed."""
     for package in ("torch", "transformers"):
         pytest.importorskip(package, reason=f"{package} is missing: pip install 'llama-interp[reference]'")
+
+
+@pytest.fixture(scope="module")
+def made(request, tmp_path_factory) -> Path:
+    """A made-up llama.cpp and a project with the module's ``PATCHES``, made once: each test gets a copy of its own."""
+    return upstream.make(tmp_path_factory.mktemp("made"), getattr(request.module, "PATCHES", ()))
+
+
+@pytest.fixture
+def clone(made, tmp_path) -> Path:
+    return shutil.copytree(made / "clone", tmp_path / "clone")
+
+
+@pytest.fixture
+def project(made, tmp_path, monkeypatch) -> Project:
+    monkeypatch.delenv("LLAMA_INTERP_CACHE", raising=False)
+    return Project(shutil.copytree(made / "project", tmp_path / "project"))
+
+
+@pytest.fixture
+def machine(tmp_path, monkeypatch) -> cuda_machine.Machine:
+    """A machine without a toolkit, a driver or packages; the test gives it what it has."""
+    return cuda_machine.lonely(tmp_path, monkeypatch)
 
 
 @pytest.fixture

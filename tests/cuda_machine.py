@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
+
+import pytest
 
 import upstream
 from ci import cuda, toolchain
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="NVIDIA's packages are laid out like this on Linux")
 
 #: what each package of CUDA 13 installs, a little of it
 WHEELS = {

@@ -20,19 +20,10 @@ from ci.steps import Lock, Report, read_json
 PATCHES = ("first-hook.patch",)
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("made")
-    clone = upstream.make_clone(folder / "clone")
-    upstream.make_project(folder / "project", clone, PATCHES)
-    return folder
-
-
 @pytest.fixture
-def project(made, tmp_path, monkeypatch):
-    monkeypatch.delenv("LLAMA_INTERP_CACHE", raising=False)
+def project(project, tmp_path, monkeypatch):
+    """One whose libraries, patched and not, are there."""
     monkeypatch.chdir(tmp_path)
-    project = Project(shutil.copytree(made / "project", tmp_path / "project"))
     for patched in (True, False):
         one = target(project, patched)
         upstream.write(one.folder, {"cmake/bin/libllama.so": "library"})

@@ -8,39 +8,19 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 import build
-import upstream
 from ci import cuda, environment, library, plan, source, toolchain
 from ci.doctor import examine, show
 from ci.project import BuildError, Project
 from ci.steps import Report
-from cuda_machine import WHEELS, Machine, lonely
+from cuda_machine import WHEELS, Machine, linux
 
-linux = pytest.mark.skipif(sys.platform != "linux", reason="NVIDIA's packages are laid out like this on Linux")
-
-@pytest.fixture
-def machine(tmp_path, monkeypatch) -> Machine:
-    return lonely(tmp_path, monkeypatch)
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("made")
-    clone = upstream.make_clone(folder / "clone")
-    upstream.make_project(folder / "project", clone, ("hook.patch",))
-    return folder / "project"
-
-
-@pytest.fixture
-def project(made, tmp_path) -> Project:
-    return Project(shutil.copytree(made, tmp_path / "project"))
+PATCHES = ("hook.patch",)
 
 
 @pytest.fixture

@@ -5,21 +5,8 @@ from __future__ import annotations
 import pytest
 
 import build
-import upstream
 from ci import cuda, nvidia, toolchain
-from ci.project import BuildError, Project
-from cuda_machine import Machine, lonely
-
-
-@pytest.fixture(scope="module")
-def project(tmp_path_factory) -> Project:
-    folder = tmp_path_factory.mktemp("made")
-    return upstream.make_project(folder / "project", upstream.make_clone(folder / "clone"))
-
-
-@pytest.fixture
-def machine(tmp_path, monkeypatch) -> Machine:
-    return lonely(tmp_path, monkeypatch)
+from ci.project import BuildError
 
 
 @pytest.mark.parametrize(("text", "read"), [

@@ -14,23 +14,9 @@ import pytest
 import upstream
 from ci import environment, estimate, library, plan
 from ci.project import Project
-from cuda_machine import Machine, lonely
+from cuda_machine import Machine, linux
 from interp import native, runtime
 from interp.errors import LibraryError
-
-linux = pytest.mark.skipif(sys.platform != "linux", reason="NVIDIA's packages are laid out like this on Linux")
-
-
-@pytest.fixture
-def machine(tmp_path, monkeypatch) -> Machine:
-    return lonely(tmp_path, monkeypatch)
-
-
-@pytest.fixture(scope="module")
-def project(tmp_path_factory) -> Project:
-    folder = tmp_path_factory.mktemp("made")
-    return upstream.make_project(folder / "project", upstream.make_clone(folder / "clone"))
-
 
 def target(project: Project, machine: Machine) -> library.Target:
     return plan.target(project, "cuda", True, project.pin().commit, machine.env, {}, ["90"])

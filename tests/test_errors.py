@@ -10,7 +10,6 @@ import pytest
 
 import interp
 import models
-from conftest import PROMPT
 from interp import EditError, RunError, SiteError, at
 
 N_TOKENS = 6

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 
 import pytest
@@ -16,21 +15,10 @@ from ci.steps import Report
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """A clone and a project with its unpatched tree, made once: every test copies it."""
-    folder = tmp_path_factory.mktemp("made")
-    clone = upstream.make_clone(folder / "clone")
-    project = upstream.make_project(folder / "project", clone, ("first-hook.patch", "second-hook.patch"))
-    source.unpatched_tree(project, project.pin(), upstream.origin(project, clone), Report())
+    folder = upstream.make(tmp_path_factory.mktemp("made"), ("first-hook.patch", "second-hook.patch"))
+    project = Project(folder / "project")
+    source.unpatched_tree(project, project.pin(), upstream.origin(project, folder / "clone"), Report())
     return folder
-
-
-@pytest.fixture
-def project(made, tmp_path):
-    return Project(shutil.copytree(made / "project", tmp_path / "project"))
-
-
-@pytest.fixture
-def clone(made, tmp_path):
-    return shutil.copytree(made / "clone", tmp_path / "clone")
 
 
 @pytest.fixture

@@ -52,8 +52,8 @@ def state(tmp_path, monkeypatch):
 def made(tmp_path_factory):
     """A project in a repository of its own, with one that it pushes to."""
     pytest.importorskip("git", reason="GitPython is installed by build.py")
-    folder = tmp_path_factory.mktemp("made")
-    project = upstream.make_project(folder / "project", upstream.make_clone(folder / "clone"))
+    folder = upstream.make(tmp_path_factory.mktemp("made"))
+    project = upstream.Project(folder / "project")
     repo.init(project.root)
     repo.commit_all(project.root, "the project")
     return folder / "project"

@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,7 @@ import pytest
 import git_server
 import upstream
 from ci import rebase, repo, series
-from ci.project import ROOT, Project
+from ci.project import ROOT, BuildError, Project
 from ci.rebasing import changes, checks, layouts, markdown, table
 from ci.rebasing.upstream import open_store
 from ci.steps import Report
@@ -44,16 +43,6 @@ def made(tmp_path_factory):
     # as a build leaves it: no archive need be downloaded for the pin
     shutil.copytree(clone, project.src / project.pin().commit[:8])
     return folder
-
-
-@pytest.fixture
-def project(made, tmp_path):
-    return Project(shutil.copytree(made / "project", tmp_path / "project"))
-
-
-@pytest.fixture
-def clone(made, tmp_path):
-    return shutil.copytree(made / "clone", tmp_path / "clone")
 
 
 def move(clone: Path, files: dict[str, str], message: str = "upstream moves") -> str:
@@ -158,7 +147,7 @@ def test_a_break_in_later_stages_is_searched_with_those_only(project, clone, mon
 
     def build(_moved, store, *_):
         if (store.tree / "src/other.cpp").read_text() >= "2":
-            raise rebase.BuildError("does not compile")
+            raise BuildError("does not compile")
         return store.tree, "pretended"
 
     monkeypatch.setattr(checks, "build", build)
@@ -407,7 +396,7 @@ def test_the_new_library_is_timed_beside_the_pins_where_that_is_there(project, c
     text = (project.root / "out/report.md").read_text()
     assert "1.200 of the pin's time to compile" in text and "| prefill | 0.500 | 1.010 |" in text
     assert bench("--bench", "none")[2] == "skipped"
-    monkeypatch.setattr(speed, "compare", lambda *_: (_ for _ in ()).throw(rebase.BuildError("no model")))
+    monkeypatch.setattr(speed, "compare", lambda *_: (_ for _ in ()).throw(BuildError("no model")))
     # a figure that cannot be had fails a run only if it was asked for
     assert bench()[::2] == (0, "skipped") and bench("--bench", str(pinned.lib))[::2] == (1, "failed")
 
@@ -416,7 +405,7 @@ def test_the_new_library_is_timed_beside_the_pins_where_that_is_there(project, c
 
 
 def test_stages_after_a_failed_one_are_skipped_not_passed(project, clone, monkeypatch):
-    monkeypatch.setattr(checks, "build", lambda *_: (_ for _ in ()).throw(rebase.BuildError("it does not compile")))
+    monkeypatch.setattr(checks, "build", lambda *_: (_ for _ in ()).throw(BuildError("it does not compile")))
     code, report = run(project, clone, stage="apply,build,abi,test")
     results = {stage["name"]: stage["result"] for stage in report["stages"]}
     assert code == 1 and report["failed_stage"] == "build"

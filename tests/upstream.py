@@ -95,3 +95,9 @@ def make_plain_archive(path: Path, files: dict[str, str] = FILES, top: str = "ll
 
 def origin(project: Project, clone: Path) -> Origin:
     return Origin("clone", clone, project.pin().commit)
+
+
+def make(folder: Path, names: tuple[str, ...] = ()) -> Path:
+    """A clone, in ``folder/clone``, and a project pinned to it, in ``folder/project``."""
+    make_project(folder / "project", make_clone(folder / "clone"), names)
+    return folder
