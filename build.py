@@ -32,7 +32,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from ci import cuda, environment, library, nvidia, plan, programs, source, toolchain, wheel
+from ci import cuda, environment, library, nvidia, plan, programs, source, toolchain, vulkan, wheel
 from ci.project import BuildError, Project
 from ci.steps import Lock, Report, exit_code, remove, sweep
 
@@ -252,6 +252,8 @@ def current(
     if target.state() != "current" and (args.clean or not library.from_cache(target, report)):
         if backend == "cuda":
             cuda.check_compilers(cuda.find(project, prefix))
+        if backend == "vulkan":
+            vulkan.ensure(project, defines, report)
         library.compile(target, tree(), args.jobs, report)
     library.link_runtime(target)
     library.share(target, report)

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from . import cuda, environment, library, nvidia, plan, repo, series, toolchain
+from . import cuda, environment, library, nvidia, plan, repo, series, toolchain, vulkan
 from .project import BuildError, Project
 from .source import stamp_of
 from .steps import read_json
@@ -75,12 +75,11 @@ def _tools(env: Path) -> dict[str, dict | None]:
 
 
 def _backends(project: Project, env: Path, architectures: list[str] | None) -> dict[str, dict]:
-    glslc = toolchain.which("glslc")
     return {
         "cpu": {"found": True, "detail": toolchain.cpu().partition("; flags")[0]},
         "cuda": _cuda(project, env, architectures),
         "metal": {"found": sys.platform == "darwin", "detail": "macOS" if sys.platform == "darwin" else "needs macOS"},
-        "vulkan": {"found": bool(glslc), "detail": glslc or "no glslc"},
+        "vulkan": _vulkan(),
     }
 
 
@@ -96,6 +95,13 @@ def _cuda(project: Project, env: Path, asked: list[str] | None) -> dict:
     except BuildError as error:
         return {"found": False, "detail": f"{'; '.join(parts)}; {error}"}
     return {"found": gpu is not None, "detail": "; ".join(parts)}
+
+
+def _vulkan() -> dict:
+    """What a build needs of the system; headers that it lacks are fetched."""
+    glslc, loader = toolchain.glslc(), toolchain.vulkan_loader()
+    detail = [glslc or "no glslc", loader or "no libvulkan", vulkan.found().detail]
+    return {"found": bool(glslc and loader), "detail": ", ".join(detail)}
 
 
 def _pin(project: Project) -> dict:

@@ -42,6 +42,7 @@ class Target:
         nvcc: what the CUDA compiler says of itself; None for a build without CUDA.
         runtime: files of others that the library loads, in an order in which they can be loaded, and where they are;
             None for those that the loader finds by itself.
+        shaders: what decides the content of Vulkan's part; None for a build without it.
     """
 
     project: Project
@@ -53,6 +54,7 @@ class Target:
     here: dict[str, str] = field(default_factory=dict)
     nvcc: str | None = None
     runtime: dict[str, Path | None] = field(default_factory=dict)
+    shaders: list[str | int | None] | None = None
 
     @property
     def name(self) -> str:
@@ -85,6 +87,7 @@ class Target:
         return digest(
             VERSION, self.base, series.digest(self.project.patches) if self.patched else None, native, self.settings,
             TARGETS, toolchain.fingerprint(self.settings, self.nvcc), environment.tool_version(self.prefix, "cmake"),
+            *([self.shaders] if self.shaders else []),
         )
 
     @property
@@ -184,7 +187,7 @@ def _configure(target: Target, tree: Path) -> str:
     work, stamp = target.folder / "cmake", target.folder / "configured.json"
     tools = (environment.tool(target.prefix, name) for name in ("cmake", "ninja"))
     command = configure_command(target, tree, *tools)
-    wanted = {"command": command, "key": toolchain.fingerprint(target.settings, target.nvcc),
+    wanted = {"command": command, "key": toolchain.fingerprint(target.settings, target.nvcc), "shaders": target.shaders,
               "cmake": environment.tool_version(target.prefix, "cmake")}
     if read_json(stamp) == wanted and (work / "build.ninja").is_file():
         return "unchanged"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
-from . import cuda, environment, library, source, toolchain
+from . import cuda, environment, library, source, toolchain, vulkan
 from .project import Project
 
 
@@ -24,7 +24,8 @@ def target(
         BuildError: the machine cannot build it.
     """
     if backend != "cuda":
-        return library.Target(project, backend, patched, base, toolchain.flags(backend, extra), prefix)
+        options = vulkan.target_options(project, backend, extra)
+        return library.Target(project, backend, patched, base, toolchain.flags(backend, extra), prefix, **options)
     kit = cuda.find(project, prefix)
     chosen = {} if "CMAKE_CUDA_ARCHITECTURES" in extra else cuda.for_architectures(kit, architectures)
     settings = toolchain.flags(backend, cuda.settings(kit) | chosen | extra)

@@ -16,11 +16,16 @@ class BuildError(Exception):
 
 @dataclass(frozen=True)
 class Package:
-    """A file of the package index that we accept by its hash alone."""
+    """A file of the package index that we accept by its hash alone.
+
+    Attributes:
+        wheel: the tags of the wheel that is wanted, whatever this machine is; empty where that is no question.
+    """
 
     name: str
     version: str
     sha256: str
+    wheel: str = ""
 
 
 @dataclass(frozen=True)

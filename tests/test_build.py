@@ -306,7 +306,7 @@ def test_a_download_with_another_hash_is_not_used(project, monkeypatch):
         upstream.write(Path(command[command.index("-d") + 1]), {"some-model.whl": "other content"})
 
     monkeypatch.setattr(source, "run", serve)
-    with pytest.raises(BuildError, match="pins 000000"):
+    with pytest.raises(BuildError, match="000000 is pinned"):
         source.download(project, project.pin().model)
     assert not list(project.downloads.glob("*/*.whl"))
 
