@@ -232,11 +232,10 @@ static float get_fill(const llama_interp_capture & capture) {
 }
 
 // [n_kv, n_rows, n_head] of the cache's cells to [n_key, n_rows, n_head] of the sequence's tokens
-// dst is a window of rows in a tensor of n_dst_rows rows
 static void trim_keys(
         const llama_interp_capture & capture,
         const llama_interp_cells & all_cells, const llama_interp_rows & rows, const int64_t * ne, const float * src,
-        float * dst, int64_t n_key, int64_t n_dst_rows) {
+        float * dst, int64_t n_key) {
     const float fill   = get_fill(capture);
     const bool  masked = fill < 0.0f;
 
@@ -246,8 +245,8 @@ static void trim_keys(
         const bool   straight = is_straight(cells) && (int64_t) n_cells <= ne[0];
 
         for (int64_t h = 0; h < ne[2]; ++h) {
-            const float * in  = src + (h*ne[1]      + r)*ne[0];
-            float       * out = dst + (h*n_dst_rows + r)*n_key;
+            const float * in  = src + (h*ne[1] + r)*ne[0];
+            float       * out = dst + (h*ne[1] + r)*n_key;
 
             if (straight) {
                 memcpy(out, in, n_cells*sizeof(float));
@@ -289,57 +288,30 @@ struct ubatch_rows {
     }
 };
 
-// asynchronous where the backend can: llama_interp_decode synchronises once, after the last ubatch
-static void read_async(ggml_backend_t backend, const ggml_tensor * t, void * dst) {
-    if (backend) {
-        ggml_backend_tensor_get_async(backend, t, dst, 0, ggml_nbytes(t));
-    } else {
-        ggml_backend_tensor_get(t, dst, 0, ggml_nbytes(t));
-    }
-}
-
-// in memory of the CPU, which has computed by the time that we look
-static bool is_readable(const llama_interp * interp, const ggml_tensor * t) {
-    ggml_backend_t backend = ggml_backend_sched_get_tensor_backend(interp->lctx->get_sched(), const_cast<ggml_tensor *>(t));
-
-    return backend && ggml_backend_buffer_is_host(t->buffer) &&
-        ggml_backend_dev_type(ggml_backend_get_device(backend)) == GGML_BACKEND_DEVICE_TYPE_CPU;
-}
-
 static llama_interp_chunk read_part(
-        llama_interp * interp, const llama_interp_capture & capture, const llama_interp_capture::part & part,
-        llama_interp_rows_ptr rows, std::shared_ptr<const llama_interp_cells> cells) {
+        const llama_interp_capture & capture, const llama_interp_capture::part & part, const void * src,
+        llama_interp_rows_ptr rows, const llama_interp_cells * cells) {
     llama_interp_chunk chunk;
 
     memcpy(chunk.ne, part.t->ne, sizeof(chunk.ne));
-    chunk.rows  = rows;
-    chunk.first = &part == &capture.parts.front();
+    chunk.rows    = rows;
+    chunk.first   = &part == &capture.parts.front();
+    chunk.ne[0]   = cells ? count_keys(*cells) : part.t->ne[0];
+    chunk.n_bytes = chunk.ne[0]*chunk.ne[1]*chunk.ne[2]*chunk.ne[3]*ggml_type_size(part.t->type);
+    chunk.data.reset((uint8_t *) malloc(chunk.n_bytes));
 
-    if (cells && is_readable(interp, part.t)) {
-        // trim straight from the tensor: one copy less
-        chunk.ne[0]   = count_keys(*cells);
-        chunk.n_bytes = chunk.ne[0]*chunk.ne[1]*chunk.ne[2]*sizeof(float);
-        chunk.data.reset((uint8_t *) malloc(chunk.n_bytes));
-        trim_keys(capture, *cells, *rows, part.t->ne, (const float *) part.t->data, (float *) chunk.data.get(), chunk.ne[0], chunk.ne[1]);
+    if (cells) {
+        trim_keys(capture, *cells, *rows, part.t->ne, (const float *) src, (float *) chunk.data.get(), chunk.ne[0]);
     } else {
-        chunk.n_bytes = ggml_nbytes(part.t);
-        chunk.data.reset((uint8_t *) malloc(chunk.n_bytes));
-        chunk.cells = cells;
-        read_async(ggml_backend_sched_get_tensor_backend(interp->lctx->get_sched(), part.t), part.t, chunk.data.get());
+        memcpy(chunk.data.get(), src, chunk.n_bytes);
     }
     return chunk;
 }
 
-static void add_stats(llama_interp * interp, llama_interp_capture & capture, const llama_interp_capture::part & part, const llama_interp_rows & rows) {
+static void add_stats(llama_interp * interp, llama_interp_capture & capture, const llama_interp_capture::part & part, const void * src, const llama_interp_rows & rows) {
     const int64_t n_channels = ggml_nelements(part.t)/std::max<int64_t>(part.t->ne[capture.rows_axis], 1);
 
-    if (is_readable(interp, part.t)) {
-        llama_interp_stats_add(*capture.stats, (const float *) part.t->data, n_channels, rows, capture.ranges, interp->tokens);
-        return;
-    }
-    std::vector<float> data(ggml_nelements(part.t));
-    ggml_backend_tensor_get(part.t, data.data(), 0, ggml_nbytes(part.t));
-    llama_interp_stats_add(*capture.stats, data.data(), n_channels, rows, capture.ranges, interp->tokens);
+    llama_interp_stats_add(*capture.stats, (const float *) src, n_channels, rows, capture.ranges, interp->tokens);
 }
 
 void llama_interp_capture_gather(llama_interp * interp, const llama_ubatch & ubatch) {
@@ -349,28 +321,38 @@ void llama_interp_capture_gather(llama_interp * interp, const llama_ubatch & uba
 
     const std::vector<llama_interp_range> everything;
 
+    std::vector<std::pair<llama_interp_capture *, const llama_interp_capture::part *>> parts;
+    std::vector<ggml_tensor *> tensors;
     for (auto & capture : interp->captures) {
         for (const auto & part : capture.parts) {
-            const auto part_rows = rows.get(part.outputs_only, capture.stats ? everything : capture.ranges);
-
-            std::shared_ptr<const llama_interp_cells> part_cells;
-            if (capture.kind == LLAMA_INTERP_CAPTURE_ATTN) {
-                const auto * kv = llama_interp_find_cache(interp, capture.target.il);
-
-                auto & found = cells[{ kv, part_rows.get() }];
-                if (!found) {
-                    found = find_cells(kv, *part_rows, part.t->ne[0]);
-                }
-                part_cells = found;
-            }
-            capture.type = part.t->type;
-            if (capture.stats) {
-                add_stats(interp, capture, part, *part_rows);
-                continue;
-            }
-            capture.chunks.push_back(read_part(interp, capture, part, part_rows, part_cells));
+            parts  .push_back({ &capture, &part });
+            tensors.push_back(part.t);
         }
     }
+
+    llama_interp_read_tensors(interp, tensors, [&](size_t i, const void * src) {
+        auto & capture = *parts[i].first;
+        auto & part    = *parts[i].second;
+
+        const auto part_rows = rows.get(part.outputs_only, capture.stats ? everything : capture.ranges);
+
+        const llama_interp_cells * part_cells = nullptr;
+        if (capture.kind == LLAMA_INTERP_CAPTURE_ATTN) {
+            const auto * kv = llama_interp_find_cache(interp, capture.target.il);
+
+            auto & found = cells[{ kv, part_rows.get() }];
+            if (!found) {
+                found = find_cells(kv, *part_rows, part.t->ne[0]);
+            }
+            part_cells = found.get();
+        }
+        capture.type = part.t->type;
+        if (capture.stats) {
+            add_stats(interp, capture, part, src, *part_rows);
+        } else {
+            capture.chunks.push_back(read_part(capture, part, src, part_rows, part_cells));
+        }
+    });
 }
 
 //
@@ -384,7 +366,7 @@ static const llama_interp_capture * find_capture(const llama_interp * interp, in
 static int64_t count_keys(const llama_interp_capture & capture) {
     int64_t n_key = 0;
     for (const auto & chunk : capture.chunks) {
-        n_key = std::max(n_key, chunk.cells ? count_keys(*chunk.cells) : chunk.ne[0]);
+        n_key = std::max(n_key, chunk.ne[0]);
     }
     return n_key;
 }
@@ -454,16 +436,12 @@ static void read_attn(const llama_interp_capture & capture, const llama_interp_c
         const float * src = (const float *) chunk.data.get();
         float       * out = dst + (h0*n_query + row0)*n_key;
 
-        if (chunk.cells) {
-            trim_keys(capture, *chunk.cells, *chunk.rows, chunk.ne, src, out, n_key, n_query);
-        } else {
-            // trimmed already; later ubatches may have brought more keys
-            for (int64_t h = 0; h < chunk.ne[2]; ++h) {
-                for (int64_t r = 0; r < chunk.ne[1]; ++r) {
-                    float * row = out + (h*n_query + r)*n_key;
-                    memcpy(row, src + (h*chunk.ne[1] + r)*chunk.ne[0], chunk.ne[0]*sizeof(float));
-                    std::fill(row + chunk.ne[0], row + n_key, get_fill(capture));
-                }
+        // later ubatches may have brought more keys
+        for (int64_t h = 0; h < chunk.ne[2]; ++h) {
+            for (int64_t r = 0; r < chunk.ne[1]; ++r) {
+                float * row = out + (h*n_query + r)*n_key;
+                memcpy(row, src + (h*chunk.ne[1] + r)*chunk.ne[0], chunk.ne[0]*sizeof(float));
+                std::fill(row + chunk.ne[0], row + n_key, get_fill(capture));
             }
         }
         h0 += chunk.ne[2];
@@ -519,7 +497,7 @@ void * llama_interp_capture_take(llama_interp * interp, int32_t id, size_t n_byt
         return nullptr;
     }
     auto & chunks = interp->captures[id].chunks;
-    if (chunks.size() != 1 || chunks[0].cells || chunks[0].n_bytes != n_bytes) {
+    if (chunks.size() != 1 || chunks[0].n_bytes != n_bytes) {
         return nullptr;
     }
     return chunks[0].data.release();

@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -105,10 +106,16 @@ struct llama_interp_chunk {
 
     llama_interp_rows_ptr rows;
 
-    // attention that is not trimmed yet: the cells of each sequence, in the order of its tokens
-    std::shared_ptr<const llama_interp_cells> cells;
-
     bool first = true; // of its ubatch: the chunks of single heads that follow have the same rows
+};
+
+// host memory that a device copies tensors into, pinned where it has such memory: into other memory no device copies
+// while the host goes on
+struct llama_interp_staging {
+    ggml_backend_buffer_ptr    pinned;
+    std::unique_ptr<uint8_t[]> plain;
+
+    uint8_t * reserve(ggml_backend_dev_t dev, size_t n_bytes);
 };
 
 // the tokens of the batch that runs: ids[i] at position first + i
@@ -307,6 +314,8 @@ struct llama_interp {
 
     llama_interp_tokens tokens; // of the batch that runs
 
+    std::map<ggml_backend_t, llama_interp_staging> staging; // what backends copy tensors into
+
     // shown before it runs
     llama_interp_graph_fn graph_fn   = nullptr;
     void *                graph_data = nullptr;
@@ -349,6 +358,12 @@ struct llama_interp_build_scope {
     llama_interp_build & build;
     size_t               mem_used;
 };
+
+// hands each tensor of a computed graph to fn, in their order, as memory of the host that holds until fn returns
+// reads from devices are all started before one is waited for; what is read at a time is bounded
+void llama_interp_read_tensors(
+        llama_interp * interp, const std::vector<ggml_tensor *> & tensors,
+        const std::function<void(size_t i, const void * data)> & fn);
 
 // the cache that holds a layer's keys, or null for a model without one
 const llama_kv_cache * llama_interp_find_cache(const llama_interp * interp, int32_t il);
