@@ -204,14 +204,17 @@ def _configure(target: Target, tree: Path) -> str:
 def run_ninja(target: Target, names: Iterable[str], jobs: int, step: Step) -> None:
     """Compiles some of CMake's targets in a target's folder."""
     command = [environment.tool(target.prefix, "ninja"), "-C", target.folder / "cmake", "-j", jobs, *names]
-    before = shown = 0
+    before = most = shown = 0
     with target.log.open("a", encoding="utf-8", buffering=1) as log:
         for line in lines(command, log):
             if not (match := _NINJA_LINE.match(line)):
                 continue
             done, total, what = int(match[1]), int(match[2]), match[3]
-            # ninja first runs CMake where that is due, and then counts from one again
-            before, shown = done, shown if done > before else 0
+            # another ninja, which builds a tool for this build, counts its own few steps; CMake, where it is due, runs
+            # before the count begins
+            if total < most and done <= before:
+                continue
+            before, most, shown = done, total, shown if done > before else 0
             if step.live:
                 step.progress(f"{done}/{total}  {step.seconds:.0f} s  {what.rpartition('/')[2]}")
             elif done * 10 // total > shown:

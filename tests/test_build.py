@@ -211,8 +211,9 @@ def test_a_second_call_waits_for_the_first_and_says_so(tmp_path):
     assert said.getvalue().startswith("waiting")
 
 
-def test_progress_is_told_from_the_start_also_after_cmake_ran_again(project, monkeypatch):
-    said = ["[1/2] Re-running CMake...", *(f"[{n}/20] Building CXX object a{n}.o" for n in range(1, 21))]
+def test_progress_counts_the_build_and_neither_cmake_before_it_nor_a_tool_s_build_inside(project, monkeypatch):
+    steps = [f"[{n}/20] Building CXX object a{n}.o" for n in range(1, 21)]
+    said = ["[1/2] Re-running CMake...", *steps[:7], "[1/3] Building a tool", "[3/3] Linking it", *steps[7:]]
     monkeypatch.setattr(library, "lines", lambda *_: said)
     monkeypatch.setattr(environment, "tool", lambda *_: Path("ninja"))
     out = io.StringIO()
