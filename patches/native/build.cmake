@@ -4,6 +4,7 @@
 # Without this, GGML_ASSERT would print, and the library hold, the path of the machine that compiled it.
 if(CMAKE_CXX_COMPILER_ID MATCHES "GNU|Clang")
     add_compile_options("$<$<COMPILE_LANGUAGE:C,CXX>:-ffile-prefix-map=${CMAKE_SOURCE_DIR}=llama.cpp>")
+    add_compile_options("$<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-ffile-prefix-map=${CMAKE_SOURCE_DIR}=llama.cpp>")
 endif()
 
 option(LLAMA_INTERP_QUICK "compile libllama in a few large units, and what runs once a model without -O3" ON)
