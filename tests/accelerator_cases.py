@@ -1,6 +1,6 @@
-"""Runs of small models with everything attached that can be: on Vulkan in a test, on the CPU in a child process.
+"""Runs of small models with everything attached that can be: on a device in a test, on the CPU in a child process.
 
-    python vulkan_cases.py MODEL FLASH_ATTN OUT.npz
+    python accelerator_cases.py MODEL FLASH_ATTN OUT.npz
 
 computes all of `CASES` on the CPU and writes their values.
 """
@@ -79,7 +79,7 @@ def small(arch: str) -> Path:
     return models.random_model(f"small-{arch}", made, N_VOCAB)
 
 
-def load(path: Path, flash_attn: bool, device: str = "vulkan:0") -> interp.Model:
+def load(path: Path, flash_attn: bool, device: str) -> interp.Model:
     return interp.Model(path, n_ctx=512, flash_attn=flash_attn, n_threads=1, device=device)
 
 
@@ -104,6 +104,6 @@ def on_cpu(path: Path, flash_attn: bool, out: Path) -> dict[str, dict[str, np.nd
 
 
 if __name__ == "__main__":
-    model = load(Path(sys.argv[1]), sys.argv[2] == "1", device="cpu")
+    model = load(Path(sys.argv[1]), sys.argv[2] == "1", "cpu")
     assert {node.backend for node in model.graph(TOKENS)} == {"CPU"}
     np.savez(sys.argv[3], **{f"{n}/{site}": value for n in CASES for site, value in values(model, n).items()})

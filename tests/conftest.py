@@ -13,6 +13,7 @@ import pytest
 import cuda_machine
 import interp
 import models
+import unpatched
 import upstream
 from ci.project import Project
 
@@ -93,6 +94,21 @@ def machine(tmp_path, monkeypatch) -> cuda_machine.Machine:
     return cuda_machine.lonely(tmp_path, monkeypatch)
 
 
+@pytest.fixture(scope="session")
+def accelerator() -> interp.Device:
+    """The device that hooks are tested on where memory is not the host's: the first that is neither CPU nor RPC.
+
+    ggml leaves out a Vulkan device that is a CPU, such as Mesa's llvmpipe, unless it is named.
+    """
+    if unpatched.backend() == "cpu":
+        pytest.skip("the library is built for the CPU only: python3 build.py --cuda test -m gpu (or --metal, --vulkan)")
+    os.environ.setdefault("GGML_VK_VISIBLE_DEVICES", "0")
+    for device in interp.devices.available():
+        if device.kind in ("gpu", "igpu") and not device.name.startswith("rpc"):
+            return device
+    pytest.skip("no GPU is in sight. For Vulkan, Mesa has one that needs none: apt-get install mesa-vulkan-drivers")
+
+
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)
@@ -102,8 +118,13 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """Where everything is set up (`.ci/run` says so), a test that skips is a failure, unless it needs a GPU."""
     if not os.environ.get("LLAMA_INTERP_CI"):
         return
+
+    def needed(keywords) -> bool:
+        # what Vulkan runs needs no GPU: Mesa's llvmpipe is one
+        return "gpu" not in keywords or "vulkan" in keywords
+
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
-    skipped = [report.nodeid for report in reporter.stats.get("skipped", []) if "gpu" not in report.keywords]
+    skipped = [report.nodeid for report in reporter.stats.get("skipped", []) if needed(report.keywords)]
     if skipped and exitstatus == 0:
         reporter.write_line(f"skipped, but everything that they need should be here: {', '.join(skipped)}", red=True)
         session.exitstatus = pytest.ExitCode.TESTS_FAILED

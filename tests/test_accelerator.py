@@ -1,49 +1,32 @@
-"""Hooks on Vulkan: a device whose memory is not the host's. Mesa's llvmpipe is one that needs no GPU.
+"""Hooks on a device whose memory is not the host's, whichever the library was built for.
 
-    python3 build.py --vulkan test -m vulkan
+    python3 build.py --cuda test -m gpu             or --metal, or --vulkan
+    python3 build.py --vulkan test -m vulkan        on Mesa's llvmpipe, which needs no GPU
 
-runs it with the library that is built last. What is compared with the CPU is bounded by the backend's own noise: how far
-the unpatched library is from itself, computed on Vulkan and on the CPU.
+What is compared with the CPU is bounded by the backend's own noise: how far the unpatched library is from itself,
+computed on the device and on the CPU.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import accelerator_cases as cases
 import interp
 import unpatched
-import vulkan_cases as cases
-from interp import devices, native
-from vulkan_cases import READ, TOKENS
+from accelerator_cases import READ, TOKENS
+from interp import native
 
-pytestmark = pytest.mark.vulkan
+pytestmark = [pytest.mark.gpu, pytest.mark.vulkan]
 
 ROOT = Path(__file__).resolve().parent.parent
 
 #: prompts that the noise is taken over: kernels differ with the number of rows, and the noise grows with it
 PROMPTS = (TOKENS, TOKENS[::-1], *(np.random.default_rng(0).integers(1, cases.N_VOCAB, n).tolist() for n in (12, 40)))
-
-#: device code of ggml that the series must leave alone, for the unpatched library to be made of it
-VULKAN_CODE = ("ggml/src/ggml-vulkan/", "ggml/src/ggml-backend-reg.cpp")
-
-
-@pytest.fixture(scope="module")
-def vulkan() -> Path:
-    """The folder of the library, with a device in sight. ggml leaves out devices that are CPUs unless they are named."""
-    folder = native.find_library().parent
-    manifest = folder / "manifest.json"
-    if not manifest.is_file() or json.loads(manifest.read_text())["backend"] != "vulkan":
-        pytest.skip("the library is not built for Vulkan: python3 build.py --vulkan test -m vulkan")
-    os.environ.setdefault("GGML_VK_VISIBLE_DEVICES", "0")
-    if "vulkan:0" not in devices.available().names():
-        pytest.skip("no Vulkan device: apt-get install mesa-vulkan-drivers brings one that needs no GPU")
-    return folder
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["plain", "flash"])
@@ -52,13 +35,13 @@ def flash_attn(request) -> bool:
 
 
 @pytest.fixture(scope="module")
-def path(vulkan) -> Path:
+def path(accelerator) -> Path:
     return cases.small("llama")
 
 
 @pytest.fixture(scope="module")
-def model(vulkan, path, flash_attn):
-    with cases.load(path, flash_attn) as model:
+def model(accelerator, path, flash_attn):
+    with cases.load(path, flash_attn, accelerator.name) as model:
         yield model
 
 
@@ -68,40 +51,49 @@ def run(model) -> interp.Run:
 
 
 @pytest.fixture(scope="module")
-def unpatched_vulkan(vulkan, tmp_path_factory) -> Path:
-    """The unpatched library with the Vulkan backend beside it, whose source the series does not touch."""
-    plain = unpatched.library()
+def unpatched_library(accelerator, tmp_path_factory) -> Path:
+    """The unpatched library for the same backend; where only that of the CPU was built, with the backend put beside it.
+
+    The second saves compiling a backend's kernels twice: the series leaves their source alone.
+    """
+    if (built := unpatched.library()) is not None:
+        return built
+    backend, plain = unpatched.backend(), unpatched.library("cpu")
     if plain is None:
         pytest.skip("the unpatched library is not built: python3 build.py --unpatched")
+    code = (f"ggml/src/ggml-{backend}/", "ggml/src/ggml-backend-reg.cpp")
     for patch in (ROOT / "patches").glob("*.patch"):
         touched = [line[6:] for line in patch.read_text().splitlines() if line.startswith("+++ b/")]
-        assert not [name for name in touched if name.startswith(VULKAN_CODE)], patch.name
-    folder = tmp_path_factory.mktemp("unpatched") / "lib"
+        assert not [name for name in touched if name.startswith(code)], patch.name
+    folder, ours = tmp_path_factory.mktemp("unpatched") / "lib", native.find_library().parent
     shutil.copytree(plain, folder, symlinks=True)
-    for file in [*vulkan.glob("libggml.*"), *vulkan.glob("libggml-vulkan.*")]:
+    for file in [*ours.glob("libggml.*"), *ours.glob(f"libggml-{backend}.*")]:
         (folder / file.name).unlink(missing_ok=True)
         shutil.copy2(file, folder, follow_symlinks=False)
     return folder
 
 
 @pytest.fixture(scope="module")
-def reference(unpatched_vulkan, path, flash_attn, tmp_path_factory) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Logits of the unpatched library for each prompt, on Vulkan and on the CPU."""
-    scratch, cpu = tmp_path_factory.mktemp("reference"), unpatched.library()
+def reference(accelerator, unpatched_library, path, flash_attn, tmp_path_factory) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Logits of the unpatched library for each prompt, on the device and on the CPU."""
+    scratch = tmp_path_factory.mktemp("reference")
     return [
-        tuple(unpatched.logits(path, prompt, folder, scratch, flash_attn) for folder in (unpatched_vulkan, cpu))
+        tuple(
+            unpatched.logits(path, prompt, unpatched_library, scratch, flash_attn, device=where)
+            for where in (accelerator.ggml_name, "CPU")
+        )
         for prompt in PROMPTS
     ]
 
 
 @pytest.fixture(scope="module")
 def noise(reference) -> float:
-    """How far Vulkan is from the CPU without us, as a share of the largest logit."""
-    return max(distance(on_vulkan, on_cpu) for on_vulkan, on_cpu in reference)
+    """How far the device is from the CPU without us, as a share of the largest logit."""
+    return max(distance(on_device, on_cpu) for on_device, on_cpu in reference)
 
 
 @pytest.fixture(scope="module")
-def on_cpu(vulkan, path, flash_attn, tmp_path_factory) -> dict[str, dict[str, np.ndarray]]:
+def on_cpu(accelerator, path, flash_attn, tmp_path_factory) -> dict[str, dict[str, np.ndarray]]:
     return cases.on_cpu(path, flash_attn, tmp_path_factory.mktemp("cpu") / "values.npz")
 
 
@@ -114,9 +106,9 @@ def distance(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def test_with_nothing_attached_the_bits_are_those_of_the_unpatched_library(model, reference, noise):
-    assert noise > 0, "the unpatched library did not compute on Vulkan"
-    for prompt, (on_vulkan, _) in zip(PROMPTS, reference, strict=True):
-        assert np.array_equal(model.run(prompt).logits, on_vulkan)
+    assert noise > 0, "the unpatched library did not compute on the device"
+    for prompt, (on_device, _) in zip(PROMPTS, reference, strict=True):
+        assert np.array_equal(model.run(prompt).logits, on_device)
 
 
 def test_reading_changes_no_bit(model, run):
@@ -200,22 +192,39 @@ def test_generation_reads_and_steers_at_every_token(model):
     assert read.run["resid_post"].shape[:2] == (model.n_layer, len(TOKENS) + 3)
 
 
+# // what it costs: nothing is computed, moved or run elsewhere that was not asked for
+
+
+def test_with_nothing_attached_the_graph_is_llama_cpp_s_own(model):
+    assert model.graph(TOKENS).added == []
+
+
+def test_reading_the_residual_stream_adds_no_computation(model):
+    plain, read = model.graph(TOKENS), model.graph(TOKENS, capture="resid_post")
+    assert [node.op for node in read if not node.is_leaf] == [node.op for node in plain if not node.is_leaf]
+
+
+def test_steering_adds_one_operation_and_it_is_on_the_device(accelerator, model):
+    added = model.graph(TOKENS, edits=interp.steer("l_out", 1, cases._direction())).added
+    assert [(node.op, node.backend) for node in added if not node.is_leaf] == [("ADD", accelerator.ggml_name)]
+
+
 # // where nodes run
 
 
-def test_the_graph_shows_where_each_node_runs(model):
+def test_the_graph_shows_where_each_node_runs(accelerator, model):
     edits = [interp.edit("l_out-1", cases._everything), interp.edit_host("l_out-2", lambda a: a)]
     graph = model.graph(TOKENS, capture=READ, edits=edits)
     added = {(node.op, node.backend) for node in graph.added if not node.is_leaf}
     assert {backend for op, backend in added if op == "MAP_CUSTOM1"} == {"CPU"}, "a function of Python"
-    assert {backend[:6] for op, backend in added if op != "MAP_CUSTOM1"} == {"Vulkan"}, "all else is on the device"
+    assert {backend for op, backend in added if op != "MAP_CUSTOM1"} == {accelerator.ggml_name}, "all else is on the device"
     computed = [node for node in graph if not node.is_leaf and node.added_by is None]
     assert {node.op for node in computed if node.backend == "CPU"} <= {"GET_ROWS"}, "of the model only its embedding"
 
 
 @pytest.mark.parametrize(("arch", "site"), [("mixtral", "mlp_out"), ("gpt-oss", "z")])
-def test_experts_and_sinks_are_read_and_changed_as_well(vulkan, arch, site):
-    with cases.load(cases.small(arch), True) as model:
+def test_experts_and_sinks_are_read_and_changed_as_well(accelerator, arch, site):
+    with cases.load(cases.small(arch), True, accelerator.name) as model:
         plain = model.run(TOKENS, capture=(site, "attn_scores"))
         assert np.array_equal(model.run(TOKENS).logits, plain.logits)
         own = model.run(TOKENS, edits=interp.patch(site, 1, plain))

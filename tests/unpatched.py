@@ -1,6 +1,6 @@
 """Logits of the unpatched library: run as a child process, because a process can load one libllama only.
 
-    python unpatched.py MODEL TOKENS.json OUT.npy FLASH_ATTN [CONTROL_VECTOR STRENGTH]
+    python unpatched.py MODEL TOKENS.json OUT.npy FLASH_ATTN DEVICE [CONTROL_VECTOR STRENGTH]
 
 Uses the bindings of llama-cpp-python, whose structs match the pinned llama.cpp, on the library in
 ``LLAMA_CPP_LIB_PATH``.
@@ -21,24 +21,38 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def library() -> Path | None:
-    """The folder of the unpatched library, as ``build.py --unpatched`` leaves it; None if it was not built."""
+def backend() -> str:
+    """What the patched library in use was built for: ``"cpu"``, ``"cuda"``, …"""
+    from interp import native
+
+    try:
+        return json.loads((native.find_library().parent / "manifest.json").read_text())["backend"]
+    except (OSError, ValueError, KeyError):
+        return "cpu"
+
+
+def library(built_for: str | None = None) -> Path | None:
+    """The folder of the unpatched library, as ``build.py --unpatched`` leaves it; None if it was not built.
+
+    ``built_for`` is a backend, else that of the patched library in use.
+    """
     given = os.environ.get("LLAMA_INTERP_UNPATCHED_LIB")
-    folder = Path(given) if given else ROOT / "build" / "unpatched-cpu" / "lib"
+    folder = Path(given) if given else ROOT / "build" / f"unpatched-{built_for or backend()}" / "lib"
     return folder if folder.is_dir() else None
 
 
 def logits(
     model: Path, tokens: list[int], folder: Path, scratch: Path, flash_attn: bool = True,
-    control: tuple[Path, float] | None = None,
+    control: tuple[Path, float] | None = None, device: str | None = None,
 ) -> np.ndarray:
     """Logits of every position, computed by a child process on the library in a folder: ``(n_tokens, n_vocab)``.
 
-    ``control`` is a control vector's file and its strength.
+    ``control`` is a control vector's file and its strength. ``device`` is ggml's name of where all layers run; None: what
+    llama.cpp chooses.
     """
     (scratch / "tokens.json").write_text(json.dumps(tokens))
     out = scratch / "logits.npy"
-    command = [sys.executable, __file__, str(model), str(scratch / "tokens.json"), str(out), str(int(flash_attn))]
+    command = [sys.executable, __file__, str(model), str(scratch / "tokens.json"), str(out), str(int(flash_attn)), device or ""]
     command += [str(part) for part in control or ()]
     env = {**os.environ, "LLAMA_CPP_LIB_PATH": str(folder)}
     done = subprocess.run(command, env=env, capture_output=True, text=True)
@@ -49,14 +63,23 @@ def logits(
 class Unpatched:
     """A model in the unpatched library of this process, with the options that the tests give to ``interp.Model``."""
 
-    def __init__(self, path: str, n_ctx: int, n_threads: int, flash_attn: bool, cb_eval: Callable | None = None):
+    def __init__(
+        self, path: str, n_ctx: int, n_threads: int, flash_attn: bool, cb_eval: Callable | None = None,
+        device: str | None = None,
+    ):
+        """``device``: ggml's name of where all layers run; None: what llama.cpp chooses."""
         import llama_cpp
 
         self._cpp = llama_cpp
         self._quiet = llama_cpp.llama_log_callback(lambda *_: None)  # kept: the library keeps only the address
         llama_cpp.llama_log_set(self._quiet, None)
         llama_cpp.llama_backend_init()
-        self._model = llama_cpp.llama_model_load_from_file(path.encode(), llama_cpp.llama_model_default_params())
+        model_params = llama_cpp.llama_model_default_params()
+        if device is not None:
+            self._devices = _devices(device)  # kept: the library reads it while it loads
+            model_params.devices = ct.addressof(self._devices)
+        self._model = llama_cpp.llama_model_load_from_file(path.encode(), model_params)
+        assert self._model, f"the unpatched library does not load {path}"
         params = llama_cpp.llama_context_default_params()
         params.n_ctx = params.n_batch = n_ctx
         params.n_ubatch = min(n_ctx, 512)
@@ -96,6 +119,17 @@ class Unpatched:
         return np.ctypeslib.as_array(self._cpp.llama_get_logits(self._context), (rows, self.n_vocab)).copy()
 
 
+def _devices(name: str) -> ct.Array:
+    """The list that ``llama_model_params.devices`` takes, ended by null; of the CPU alone it is empty."""
+    if name == "CPU":
+        return (ct.c_void_p * 1)(None)
+    registry = ct.CDLL(str(next(Path(os.environ["LLAMA_CPP_LIB_PATH"]).glob("*ggml.*"))))
+    registry.ggml_backend_dev_by_name.restype = ct.c_void_p
+    found = registry.ggml_backend_dev_by_name(name.encode())
+    assert found, f"the unpatched library has no device {name}"
+    return (ct.c_void_p * 2)(found, None)
+
+
 class _GgufParams(ct.Structure):
     _fields_ = [("no_alloc", ct.c_bool), ("ctx", ct.POINTER(ct.c_void_p))]
 
@@ -131,8 +165,8 @@ def _control_vector(file: str, strength: float) -> tuple[np.ndarray, int]:
 
 
 if __name__ == "__main__":
-    path, tokens_file, out_file, flash, *control = sys.argv[1:]
-    model = Unpatched(path, 512, 1, flash == "1")
+    path, tokens_file, out_file, flash, where, *control = sys.argv[1:]
+    model = Unpatched(path, 512, 1, flash == "1", device=where or None)
     if control:
         model.steer(control[0], float(control[1]))
     np.save(out_file, model.decode(json.loads(Path(tokens_file).read_text())))
