@@ -4,14 +4,16 @@
     bash ci/gpu.sh run [--bundle DIR]              on the machine with the GPU; with the folder no network is needed
 
 The folder fits machines with the same system, processor and version of Python. ``run`` goes through build (the patched
-and the unpatched library, from the pinned source archive), tests (pytest -m gpu) and bench (ci/bench.py), and writes
-out/gpu/report.json after each, so that a machine that is taken away leaves what was measured. It ends with 0 if all
-went well, with 1 if a step failed: then the steps after it, which need it, are left out.
+and the unpatched library, from the pinned source archive), tests (pytest -m gpu) and bench (ci/bench.py, whose ratios
+must keep the bounds that hooks have on a GPU), and writes out/gpu/report.json after each, so that a machine that is
+taken away leaves what was measured. It ends with 0 if all went well, with 1 if a step failed: then the steps after it,
+which need it, are left out.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import platform
 import shlex
@@ -35,6 +37,14 @@ SCHEMA = 1
 
 #: rounds of the bench: the quartiles of seven are the second and the sixth
 ROUNDS = 7
+
+#: case of the bench -> the most that its median ratio may be: to the unpatched library, of steering to the idle hooks
+BOUNDS = {
+    "prefill, patched": 1.01,
+    "generate, patched": 1.01,
+    "generate, l_out of every layer": 1.02,
+    "generate, steering at one layer": 1.01,
+}
 
 
 def main(given: list[str] | None = None) -> int:
@@ -100,26 +110,47 @@ def measure(project: Project, args: argparse.Namespace, report: Report) -> int:
     """Runs the steps; returns the exit code."""
     env = os.environ | _offline(args.bundle)
     args.out.mkdir(parents=True, exist_ok=True)
-    remove(args.out / "report.json")
+    # nothing of an earlier run may be taken for one of this
+    for leftover in ("report.json", "tests.xml", "bench.json"):
+        remove(args.out / leftover)
     found = {
         "schema": SCHEMA, "result": "passed", "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "backend": args.backend, "machine": _machine(), "seconds": None, "library": None, "steps": [], "tests": None,
-        "bench": None,
+        "bench": None, "costs": None,
     }
     started = time.monotonic()
     for name, command in _commands(project, args).items():
         passed = _step(name, command, env, project, args.out, found, report)
         found["library"] = read_json(project.build / args.backend / "lib" / "manifest.json") or None
-        found["bench"] = read_json(args.out / "bench.json") or None
+        found["bench"] = _rows(args.out / "bench.json")
         found["seconds"] = round(time.monotonic() - started, 1)
+        if found["bench"]:
+            found["costs"] = costs(found["bench"])
+            passed = passed and all(cost["holds"] for cost in found["costs"])
         if not passed:
             found["result"] = "failed"
         write_json(args.out / "report.json", found)
         # a test that fails does not spoil what is measured after it
         if not passed and name != "tests":
             break
+    for cost in found["costs"] or ():
+        said = "" if cost["holds"] else ": too much"
+        report.line("cost", f"{cost['case']}: {cost['ratio']:.3f}, at most {cost['at_most']:.2f}{said}")
     report.line("report", f"{found['result']} ({found['seconds']:.0f} s) {args.out / 'report.json'}")
     return 0 if found["result"] == "passed" else 1
+
+
+def _rows(path: Path) -> list[dict] | None:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def costs(rows: list[dict]) -> list[dict]:
+    """What hooks cost, and whether that keeps the bounds; ``rows`` are those of the bench's light table."""
+    ratios = {row["case"]: row["ratio"] for row in rows if "ratio" in row}
+    return [
+        {"case": case, "ratio": ratios[case], "at_most": most, "holds": ratios[case] <= most}
+        for case, most in BOUNDS.items()
+    ]
 
 
 def _offline(bundle: Path | None) -> dict[str, str]:
@@ -145,9 +176,6 @@ def _commands(project: Project, args: argparse.Namespace) -> dict[str, list]:
 def _step(name: str, command: list, env: dict, project: Project, out: Path, found: dict, report: Report) -> bool:
     from ci.rebasing.checks import count_tests
 
-    results = out / f"{name}.xml"
-    for leftover in (results, out / f"{name}.json"):
-        remove(leftover)
     command = [str(part) for part in command]
     report.line(name, shlex.join(command))
     started = time.monotonic()
@@ -156,7 +184,7 @@ def _step(name: str, command: list, env: dict, project: Project, out: Path, foun
                               stderr=subprocess.STDOUT)
     passed, said = done.returncode == 0, (out / f"{name}.log").read_text(encoding="utf-8", errors="replace")
     if name == "tests":
-        found["tests"] = count_tests(results)
+        found["tests"] = count_tests(out / "tests.xml")
         # all of them skip where there is no GPU, and that is no success
         passed = passed and found["tests"]["passed"] > 0
     seconds = round(time.monotonic() - started, 1)
