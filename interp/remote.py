@@ -288,7 +288,7 @@ class GuardedLibrary:
 
     def __init__(self, lib: native.Library, servers: Servers):
         vars(self).update(vars(lib))
-        self._servers = servers
+        self.plain, self._servers = lib, servers
         for name in _GUARDED:
             setattr(self, name, self._guarded(getattr(lib, name)))
         self.free = self._limited(lib.free)
@@ -306,8 +306,11 @@ class GuardedLibrary:
         return call
 
     def _limited(self, function):
+        # a function that held self would keep the connection until Python looks for cycles
+        servers = self._servers
+
         def call(*args):
-            with self._servers.limited():
+            with servers.limited():
                 return function(*args)
 
         return call

@@ -94,6 +94,8 @@ class Context:
         handle = self._let_go()
         if handle:
             self._lib.free(handle)
+            # with its last open model a connection to an RPC server ends, and another program's turn comes
+            self._lib = getattr(self._lib, "plain", self._lib)
 
     def _bury(self, reason: str) -> bool:
         """Free a model whose RPC server went away; False: it is at work."""

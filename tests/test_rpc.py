@@ -322,6 +322,16 @@ def test_the_other_models_of_the_process_go_on(mortal, servers):
         model.close()
 
 
+def test_a_server_is_free_for_another_program_as_soon_as_its_models_are_closed(mortal):
+    with _split(mortal) as model:
+        expected = model.run(PROMPT)
+    # the process of an isolated model is another program; the closed model is still held
+    with _split(mortal, isolated=True) as other:
+        assert same(other.run(PROMPT), expected)
+    with pytest.raises(interp.RunError, match="This model is closed"):
+        model.run(PROMPT)
+
+
 def test_a_process_whose_server_died_ends_well(mortal):
     """Nothing is closed by hand: what is left at the end of the process must not abort it."""
     program = f"""
