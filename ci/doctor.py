@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from . import cuda, environment, library, nvidia, plan, repo, series, toolchain, vulkan
+from . import cuda, environment, library, nvidia, plan, programs, repo, series, toolchain, vulkan
 from .project import BuildError, Project
 from .source import stamp_of
 from .steps import read_json
@@ -124,7 +124,7 @@ def _patches(project: Project) -> dict:
 def _libraries(
     project: Project, env: Path, chosen: str, extra: dict[str, str], architectures: list[str] | None
 ) -> dict[str, dict]:
-    """The state of each library that was built, and of the chosen one in any case."""
+    """The state of each library that was built, with its programs, and of the chosen one in any case."""
     found = {}
     for backend in toolchain.BACKENDS:
         for patched in (True, False):
@@ -135,6 +135,8 @@ def _libraries(
                 try:
                     one = plan.target(project, backend, patched, project.pin().commit, env, extra, architectures)
                     found[name]["state"] = one.state()
+                    if (path.parent / "bin").exists():
+                        found[name]["programs"] = programs.Programs(one).state()
                 except BuildError as error:
                     found[name]["problem"] = str(error)
     return found
@@ -188,7 +190,10 @@ def show(found: dict) -> str:
         ("pin", f"{found['pin']['commit'][:9]} {found['pin']['tag']}, {found['pin']['sdist']}"),
         ("patches", f"{len(found['patches']['names'])} in the series, {found['patches']['detail']}"),
     ]
-    rows += [("library", f"{name}: {one['state']}, {one['path']}") for name, one in found["libraries"].items()]
+    for name, one in found["libraries"].items():
+        rows.append(("library", f"{name}: {one['state']}, {one['path']}"))
+        if "programs" in one:
+            rows.append(("programs", f"of {name}: {one['programs']}, {Path(one['path']).parent / 'bin'}"))
     rows += [
         ("active", found["active"] or "-"),
         ("abi", ("matches: " if found["abi"]["ok"] else "") + found["abi"]["detail"]),

@@ -14,6 +14,7 @@ import build
 import upstream
 from ci import library, programs, source, toolchain
 from ci.benchmark import programs as benchmark
+from ci.doctor import examine, show
 from ci.project import BuildError, Project
 from ci.steps import Lock, Report, read_json
 
@@ -166,3 +167,11 @@ def test_figures_that_differ_in_one_chunk_are_not_equal():
 
 def test_the_text_of_the_perplexity_comes_from_the_pages():
     assert len(benchmark.text()) == benchmark.N_TEXT
+
+
+def test_doctor_knows_the_programs_and_whether_they_are_current(project, compiled):
+    assert "programs " not in show(examine(project, "cpu", {}))
+    call(project, "--tools")
+    assert f"programs   of cpu: current, {project.build / 'cpu/bin'}" in show(examine(project, "cpu", {}))
+    (project.build / "cpu/bin/manifest.json").write_text('{"key": "another"}')
+    assert examine(project, "cpu", {})["libraries"]["cpu"]["programs"] == "stale"
