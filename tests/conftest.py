@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -40,6 +41,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # a shell starts what it puts into the background with Ctrl-C ignored, and tests press it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if config.getoption("--isolated"):
         made = interp.Model.__new__
         interp.Model.__new__ = lambda cls, *args, **options: made(cls, *args, **{"isolated": True} | options)
