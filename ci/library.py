@@ -214,7 +214,8 @@ def run_ninja(target: Target, names: Iterable[str], jobs: int, step: Step) -> No
             # before the count begins
             if total < most and done <= before:
                 continue
-            before, most, shown = done, total, shown if done > before else 0
+            shown = shown if total <= most and done > before else 0
+            before, most = done, total
             if step.live:
                 step.progress(f"{done}/{total}  {step.seconds:.0f} s  {what.rpartition('/')[2]}")
             elif done * 10 // total > shown:

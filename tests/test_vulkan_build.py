@@ -9,7 +9,6 @@ import sys
 import zipfile
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -270,14 +269,3 @@ def test_the_users_setting_wins_over_the_folder_that_was_found(project, monkeypa
     own = replace(one, settings=one.settings | {"Vulkan_INCLUDE_DIR": "/opt/include"})
     assert "-DVulkan_INCLUDE_DIR=/opt/include" in library.configure_command(own, tmp_path, "cmake", "ninja")
     assert not any(os.fspath(project.root) in value for value in one.settings.values())
-
-
-def test_progress_counts_the_whole_and_not_what_a_step_builds_for_itself(project, monkeypatch):
-    """Vulkan's shader generator is built by a second ninja in the middle of the first one's output."""
-    one, shown = target(project), []
-    one.folder.mkdir(parents=True)
-    monkeypatch.setattr(environment, "tool", lambda prefix, name: name)
-    said = ["[1/2] Re-running CMake...", "[2/40] a", "[1/2] generator", "[2/2] linked", *(f"[{i}/40] b" for i in range(3, 41))]
-    monkeypatch.setattr(library, "lines", lambda command, log: said)
-    library.run_ninja(one, ["llama"], 2, SimpleNamespace(live=False, seconds=0, progress=shown.append))
-    assert [line.partition(",")[0] for line in shown] == ["1/2", *(f"{i}/40" for i in range(4, 41, 4))]
