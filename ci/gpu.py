@@ -22,6 +22,7 @@ import sys
 import tarfile
 import time
 import tomllib
+import xml.etree.ElementTree as ET
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -115,8 +116,8 @@ def measure(project: Project, args: argparse.Namespace, report: Report) -> int:
         remove(args.out / leftover)
     found = {
         "schema": SCHEMA, "result": "passed", "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "backend": args.backend, "machine": _machine(), "seconds": None, "library": None, "steps": [], "tests": None,
-        "bench": None, "costs": None,
+        "backend": args.backend, "machine": _machine(), "seconds": None, "library": None, "steps": [], "device": None,
+        "tests": None, "bench": None, "costs": None,
     }
     started = time.monotonic()
     for name, command in _commands(project, args).items():
@@ -185,8 +186,9 @@ def _step(name: str, command: list, env: dict, project: Project, out: Path, foun
     passed, said = done.returncode == 0, (out / f"{name}.log").read_text(encoding="utf-8", errors="replace")
     if name == "tests":
         found["tests"] = count_tests(out / "tests.xml")
-        # all of them skip where there is no GPU, and that is no success
-        passed = passed and found["tests"]["passed"] > 0
+        found["device"] = _device(out / "tests.xml")
+        # all of them skip where there is no GPU, and here nothing that one needs may be missing: that is no success
+        passed = passed and found["tests"]["passed"] > 0 and found["tests"]["skipped"] == 0
     seconds = round(time.monotonic() - started, 1)
     found["steps"].append({
         "name": name, "command": shlex.join(command), "result": "passed" if passed else "failed", "seconds": seconds,
@@ -194,6 +196,14 @@ def _step(name: str, command: list, env: dict, project: Project, out: Path, foun
     })
     report.line(name, f"{'passed' if passed else 'failed'} ({seconds:.0f} s), log in {out / name}.log")
     return passed
+
+
+def _device(results: Path) -> str | None:
+    """What the tests ran on, as they say themselves: where Vulkan finds no GPU, that is a CPU."""
+    if not results.is_file():
+        return None
+    named = ET.parse(results).iter("property")
+    return next((one.get("value") for one in named if one.get("name") == "device"), None)
 
 
 def _machine() -> dict:

@@ -19,7 +19,7 @@ class Package:
     """A file of the package index that we accept by its hash alone.
 
     Attributes:
-        wheel: the tags of the wheel that is wanted, whatever this machine is; empty where that is no question.
+        wheel: the tags of the wheel that is wanted, whatever this machine is; empty: the source is.
     """
 
     name: str

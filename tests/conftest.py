@@ -98,7 +98,7 @@ def machine(tmp_path, monkeypatch) -> cuda_machine.Machine:
 
 
 @pytest.fixture(scope="session")
-def accelerator() -> interp.Device:
+def accelerator(record_testsuite_property) -> interp.Device:
     """The device that hooks are tested on where memory is not the host's: the first that is neither CPU nor RPC.
 
     ggml leaves out a Vulkan device that is a CPU, such as Mesa's llvmpipe, unless it is named.
@@ -108,6 +108,7 @@ def accelerator() -> interp.Device:
     os.environ.setdefault("GGML_VK_VISIBLE_DEVICES", "0")
     for device in interp.devices.available():
         if device.kind in ("gpu", "igpu") and not device.name.startswith("rpc"):
+            record_testsuite_property("device", f"{device.name}, {device.description}")
             return device
     pytest.skip("no GPU is in sight. For Vulkan, Mesa has one that needs none: apt-get install mesa-vulkan-drivers")
 
@@ -118,16 +119,11 @@ def rng() -> np.random.Generator:
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """Where everything is set up (`.ci/run` says so), a test that skips is a failure, unless it needs a GPU."""
+    """Where everything is set up (`.ci/run` says so), a test that skips is a failure."""
     if not os.environ.get("LLAMA_INTERP_CI"):
         return
-
-    def needed(keywords) -> bool:
-        # what Vulkan runs needs no GPU: Mesa's llvmpipe is one
-        return "gpu" not in keywords or "vulkan" in keywords
-
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
-    skipped = [report.nodeid for report in reporter.stats.get("skipped", []) if needed(report.keywords)]
+    skipped = [report.nodeid for report in reporter.stats.get("skipped", [])]
     if skipped and exitstatus == 0:
         reporter.write_line(f"skipped, but everything that they need should be here: {', '.join(skipped)}", red=True)
         session.exitstatus = pytest.ExitCode.TESTS_FAILED

@@ -42,9 +42,7 @@ def test_steering_adds_the_directions_to_the_residual_stream(tiny, vector):
 
 @pytest.mark.parametrize("strength", [1.0, -2.5])
 def test_llama_cpp_reads_our_file_and_steers_the_same(tmp_path, vector, strength):
-    folder = unpatched.library()
-    if folder is None:
-        pytest.skip("the unpatched library is not built: python3 build.py --unpatched")
+    folder = unpatched.needed()
     path = vector.save(tmp_path / "v.gguf")
     with interp.Model(models.tiny("llama"), n_ctx=256, flash_attn=False, n_threads=1) as model:
         vector.check(model)

@@ -13,6 +13,8 @@ from ci.benchmark import light
 
 TESTS = {"passed": "<testcase/>", "failed": "<testcase><failure/></testcase>", "skipped": "<testcase><skipped/></testcase>"}
 
+DEVICE = "<property name='device' value='made up'/>"
+
 ROWS = [{"case": case, "seconds": 1.0, "ratio": 1.001} for case in gpu.BOUNDS]
 
 
@@ -22,7 +24,7 @@ def steps(tmp_path, monkeypatch) -> dict[str, str]:
     out = tmp_path / "out"
     code = {
         "build": "print('built')",
-        "tests": writes(out / "tests.xml", results("passed", "passed", "skipped")),
+        "tests": writes(out / "tests.xml", results("passed", "passed")),
         "bench": writes(out / "bench.json", json.dumps(ROWS)),
     }
     monkeypatch.setattr(gpu, "_commands", lambda *_: {name: [sys.executable, "-c", code[name]] for name in code})
@@ -31,7 +33,7 @@ def steps(tmp_path, monkeypatch) -> dict[str, str]:
 
 def results(*said: str) -> str:
     """What pytest writes with ``--junitxml``."""
-    return f"<testsuites><testsuite>{''.join(TESTS[one] for one in said)}</testsuite></testsuites>"
+    return f"<testsuites><testsuite><properties>{DEVICE}</properties>{''.join(TESTS[one] for one in said)}</testsuite></testsuites>"
 
 
 def writes(path: Path, text: str) -> str:
@@ -50,7 +52,8 @@ def test_all_steps_and_what_hooks_cost_are_in_one_report(tmp_path, steps, capsys
     assert [(step["name"], step["result"]) for step in report["steps"]] == [
         ("build", "passed"), ("tests", "passed"), ("bench", "passed"),
     ]
-    assert report["tests"] == {"passed": 2, "failed": 0, "skipped": 1, "failures": []}
+    assert report["tests"] == {"passed": 2, "failed": 0, "skipped": 0, "failures": []}
+    assert report["device"] == "made up"
     assert report["bench"] == ROWS
     assert [cost["case"] for cost in report["costs"]] == list(gpu.BOUNDS) and all(cost["holds"] for cost in report["costs"])
     assert "generate, patched: 1.001, at most 1.01" in capsys.readouterr().out
@@ -80,8 +83,9 @@ def test_tests_that_fail_do_not_keep_the_bench_from_running(tmp_path, steps):
     assert [step["result"] for step in report["steps"]] == ["passed", "failed", "passed"]
 
 
-def test_tests_that_all_skip_are_no_success(tmp_path, steps):
-    steps["tests"] = writes(tmp_path / "out/tests.xml", results("skipped", "skipped"))
+@pytest.mark.parametrize("said", [("skipped", "skipped"), ("passed", "skipped")])
+def test_tests_that_skip_are_no_success(tmp_path, steps, said):
+    steps["tests"] = writes(tmp_path / "out/tests.xml", results(*said))
     assert run(tmp_path)[0] == 1
 
 

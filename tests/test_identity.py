@@ -21,9 +21,7 @@ def prompts(model: interp.Model) -> dict[str, list[int]]:
 
 @pytest.mark.parametrize("length", ["short", "long"])
 def test_the_patched_library_gives_the_bits_of_the_unpatched_one(model, tmp_path, length):
-    folder = unpatched.library()
-    if folder is None:
-        pytest.skip("the unpatched library is not built: python3 build.py --unpatched")
+    folder = unpatched.needed()
     tokens = prompts(model)[length]
     reference = unpatched.logits(models.default_gguf(), tokens, folder, tmp_path)
     plain = model.run(tokens).logits

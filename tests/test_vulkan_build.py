@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import build
+import upstream
 from ci import environment, library, plan, source, steps, toolchain, vulkan
 from ci.doctor import _vulkan
 from ci.project import BuildError, Package, Project
@@ -60,12 +61,6 @@ def include(tmp_path, monkeypatch) -> Path:
     return sdk / "include"
 
 
-def write(folder: Path, files: dict[str, str]) -> None:
-    for name, content in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(content)
-
-
 def headers(version: int, *more: str) -> dict[str, str]:
     core = f"#define VK_HEADER_VERSION {version}\n" + "".join(f"#define {name} 1\n" for name in more)
     return {"vulkan/vulkan.hpp": "", "vulkan/vulkan_core.h": core}
@@ -82,10 +77,10 @@ NOTHING, OLD, NEW = vulkan.Headers(None, False, False), vulkan.Headers(239, Fals
 
 
 def test_the_compiler_says_which_headers_it_finds(include):
-    write(include, headers(239) | {"spirv/unified1/spirv.hpp": ""})
-    write(include.parent / "share", {vulkan._CONFIG: ""})
+    upstream.write(include, headers(239) | {"spirv/unified1/spirv.hpp": ""})
+    upstream.write(include.parent / "share", {vulkan._CONFIG: ""})
     assert vulkan.found() == vulkan.Headers(239, False, True)
-    write(include, headers(272, "VK_EXT_layer_settings"))
+    upstream.write(include, headers(272, "VK_EXT_layer_settings"))
     assert vulkan.found() == vulkan.Headers(272, True, True)
 
 
@@ -96,7 +91,7 @@ def test_headers_for_c_alone_are_none(include, monkeypatch, tmp_path):
     compiler.chmod(compiler.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("CXX", str(compiler))
     assert vulkan.found() == NOTHING
-    write(include, {"vulkan/vulkan_core.h": "#define VK_HEADER_VERSION 309\n#define VK_EXT_layer_settings 1\n"})
+    upstream.write(include, {"vulkan/vulkan_core.h": "#define VK_HEADER_VERSION 309\n#define VK_EXT_layer_settings 1\n"})
     assert vulkan.found() == NOTHING
 
 
@@ -108,9 +103,9 @@ def test_a_compiler_that_does_not_run_finds_nothing(monkeypatch, tmp_path):
 def test_the_loader_of_the_run_time_package_is_given_to_cmake_by_its_path(monkeypatch, tmp_path):
     monkeypatch.setenv("VULKAN_SDK", str(tmp_path))
     monkeypatch.setattr(sys, "platform", "linux")
-    write(tmp_path, {"lib/libvulkan.so.1": ""})
+    upstream.write(tmp_path, {"lib/libvulkan.so.1": ""})
     assert vulkan._loader() == {"Vulkan_LIBRARY": str(tmp_path / "lib" / "libvulkan.so.1")}
-    write(tmp_path, {"lib/libvulkan.so": ""})
+    upstream.write(tmp_path, {"lib/libvulkan.so": ""})
     assert vulkan._loader() == {}, "CMake finds it by itself"
 
 

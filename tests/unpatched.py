@@ -41,6 +41,18 @@ def library(built_for: str | None = None) -> Path | None:
     return folder if folder.is_dir() else None
 
 
+def needed(built_for: str | None = None) -> Path:
+    """The same for a test, which is skipped where there is none."""
+    import pytest
+
+    folder = library(built_for)
+    if folder is None and (given := os.environ.get("LLAMA_INTERP_UNPATCHED_LIB")):
+        pytest.skip(f"LLAMA_INTERP_UNPATCHED_LIB names {given}, where nothing is")
+    if folder is None:
+        pytest.skip(f"the unpatched library is not built: python3 build.py --{built_for or backend()} --unpatched")
+    return folder
+
+
 def logits(
     model: Path, tokens: list[int], folder: Path, scratch: Path, flash_attn: bool = True,
     control: tuple[Path, float] | None = None, device: str | None = None,
