@@ -259,7 +259,8 @@ def download(project: Project, package: Package) -> Path:
 
 def _wheel_options(package: Package) -> list[str]:
     """The options of pip that choose one wheel, also one of another platform: of it we only read."""
-    if not package.wheel:
+    # one for every platform is chosen anyway, and pip would take "py3" for Python 3.0
+    if not package.wheel or package.wheel.endswith("-any"):
         return []
     python, abi, platform = package.wheel.split("-")
     return ["--python-version", python[2:], "--implementation", python[:2], "--abi", abi, "--platform", platform]

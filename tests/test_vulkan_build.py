@@ -214,7 +214,6 @@ def test_a_wheel_of_another_platform_is_asked_for_by_its_tags(project, monkeypat
         (folder / "robots.whl").write_text("something else")
 
     monkeypatch.setattr(source, "run", run)
-    monkeypatch.setattr(Project, "pin", lambda self: type("Pin", (), {"model": Package("a-model", "1", "")}))
     with pytest.raises(BuildError, match="has the hash .*, but 00 is pinned"):
         source.download(project, Package("robots", "3.0", "00", wheel="cp311-cp311-manylinux_2_28_x86_64"))
     (command,) = commands
@@ -224,6 +223,20 @@ def test_a_wheel_of_another_platform_is_asked_for_by_its_tags(project, monkeypat
         "311", "cp", "cp311", "manylinux_2_28_x86_64",
     ]
     assert not (project.downloads / "00").exists()
+
+
+@pytest.mark.parametrize(("wheel", "kind"), [("py3-none-any", "--only-binary"), ("", "--no-binary")])
+def test_a_wheel_for_every_platform_or_a_source_is_asked_for_without_tags(project, monkeypatch, wheel, kind):
+    commands = []
+
+    def run(command, **_):
+        commands.append(command)
+        raise BuildError("no network")
+
+    monkeypatch.setattr(source, "run", run)
+    with pytest.raises(BuildError, match="no network"):
+        source.download(project, Package("robots", "3.0", "00", wheel=wheel))
+    assert kind in commands[0] and "--python-version" not in commands[0]
 
 
 # // what decides the content
