@@ -1,1 +1,13 @@
-"""What builds, patches and checks the pinned llama.cpp: used by build.py, by the checks, and by hand."""
+"""What builds, patches and checks the pinned llama.cpp: used by build.py, by the checks, and by hand.
+
+Where things are, and where new ones go:
+
+- a build: ``plan`` (what is to be built), ``source`` (llama.cpp's tree), ``library`` (compiling it), ``environment`` (Python
+  and its packages); how each step reports, locks and publishes: ``steps``; the folders and the pin: ``project``
+- a backend: its settings in ``toolchain``; what it needs of the machine in a module of its own, as ``cuda`` (with
+  ``nvidia``) and ``vulkan``; how long it takes: ``estimate``
+- what is made of a library: ``programs/``, ``wheel/`` (with ``check_wheel``)
+- the series: ``series``, ``check_patches``, ``repo``; the night: ``rebase`` on ``rebasing/``, ``publish`` on ``github``
+- what is measured: ``bench`` and ``benchmark/``; on a machine with a GPU: ``gpu``
+- what is said: ``doctor``; every command of the pages: ``docs``
+"""

@@ -2,7 +2,8 @@
 
 Where things are, and where new ones go:
 
-- a model and its runs: ``model``, on ``session`` (one run at a time), ``program`` (what a run reads and changes), ``run``
+- a model and its runs: ``model``, on ``session`` (one run at a time), ``program`` (what a run reads and changes), ``run``;
+  what the methods do that are more than a run: ``generate``, ``chat``, ``state`` (prefixes), ``parts`` (resume, unembed)
 - an edit: ``edits``; one that takes values from other runs: ``patching``; what it is written in: ``graph`` and ``trace``
 - a name for a tensor: ``aliases`` (roles on every architecture), ``sites`` (selectors)
 - an analysis of one run: a module of its own, as ``lens``, ``attention``, ``attribution``
@@ -11,11 +12,12 @@ Where things are, and where new ones go:
 - a metric: ``metrics``; a picture: ``plot/``; a command: ``cli/``; a kind of file: ``files``
 - the border to the library: ``header`` (structs and prototypes), ``native`` (finding and checking it); ``isolated/`` puts
   a process between the two
-
 - where a model runs: ``devices`` (what ``device=`` names), ``fit`` (whether it has room there), ``remote`` (RPC servers),
   ``rpc_server`` (being one)
 
-How a backend is built is no matter of this package, ``ci/toolchain.py`` has that; hooks do not ask which one runs them.
+How a backend is built is no matter of this package: its settings are in ``ci/toolchain.py``, and what it needs of the
+machine is in a module of its own, as ``ci/cuda.py`` and ``ci/vulkan.py``. Hooks do not ask which one runs them, and
+``tests/test_accelerator.py`` tests them on any.
 """
 
 from .ablation import AblationSweep, KnockoutSweep, ablation_sweep, knockout_sweep
