@@ -29,7 +29,7 @@ from pathlib import Path
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from ci import environment, nvidia, source, toolchain
+from ci import environment, nvidia, source, toolchain, vulkan
 from ci.project import BuildError, Project
 from ci.steps import Report, exit_code, read_json, remove, run, tail, write_json
 
@@ -82,7 +82,8 @@ def pack(project: Project, args: argparse.Namespace, report: Report) -> int:
     os.environ["LLAMA_INTERP_CACHE"] = str(args.folder)
     wheels.mkdir(parents=True, exist_ok=True)
     with report.step("archives") as step:
-        files = [source.download(project, package) for package in (pin.sdist, pin.model)]
+        headers = vulkan.lacking(vulkan.found(), {}) if args.backend == "vulkan" else []
+        files = [source.download(project, package) for package in (pin.sdist, pin.model, *headers)]
         step.result = ", ".join(file.name for file in files)
     with report.step("packages") as step:
         extras = {"build", "test", *({"cuda"} if args.backend == "cuda" else ())}
