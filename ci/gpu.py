@@ -97,12 +97,13 @@ def pack(project: Project, args: argparse.Namespace, report: Report) -> int:
 
 
 def _build_requirements(project: Project, bindings: Path) -> list[str]:
-    """What pip needs to build this project and the bindings."""
-    ours = tomllib.loads((project.root / "pyproject.toml").read_text(encoding="utf-8"))["build-system"]["requires"]
+    """What pip needs to build this project, and to build and install the bindings."""
+    ours = tomllib.loads((project.root / "pyproject.toml").read_text(encoding="utf-8"))
     with tarfile.open(bindings) as packed:
         name = next(name for name in packed.getnames() if name.count("/") == 1 and name.endswith("/pyproject.toml"))
-        theirs = tomllib.loads(packed.extractfile(name).read().decode())["build-system"]["requires"]
-    return [*ours, *theirs]
+        theirs = tomllib.loads(packed.extractfile(name).read().decode())
+    requires = [*ours["build-system"]["requires"], *theirs["build-system"]["requires"]]
+    return requires + theirs["project"].get("dependencies", [])
 
 
 # // on the machine with the GPU

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
 
 from ci import gpu
 from ci.benchmark import light
+from ci.project import Project
 
 TESTS = {"passed": "<testcase/>", "failed": "<testcase><failure/></testcase>", "skipped": "<testcase><skipped/></testcase>"}
 
@@ -113,3 +116,14 @@ def test_with_a_bundle_nothing_is_fetched(tmp_path, steps):
 
 def test_the_bounds_are_for_cases_that_the_bench_has():
     assert set(gpu.BOUNDS) <= set(light.CASES)
+
+
+def test_the_bundle_holds_what_the_bindings_are_built_with_and_what_they_need(tmp_path):
+    text = b"[build-system]\nrequires = ['some-builder>=1']\n[project]\nname = 'b'\ndependencies = ['some-cache>=5']\n"
+    with tarfile.open(tmp_path / "bindings.tar.gz", "w:gz") as packed:
+        for name in ("bindings-1/pyproject.toml", "bindings-1/vendor/pyproject.toml"):
+            member = tarfile.TarInfo(name)
+            member.size = len(text) if name.count("/") == 1 else 0
+            packed.addfile(member, io.BytesIO(text))
+    wanted = gpu._build_requirements(Project(), tmp_path / "bindings.tar.gz")
+    assert {"some-builder>=1", "some-cache>=5"} < set(wanted) and any(one.startswith("setuptools") for one in wanted)
