@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -116,6 +117,29 @@ def accelerator(record_testsuite_property) -> interp.Device:
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)
+
+
+TRIED = pytest.StashKey[Counter[str]]()
+
+
+@pytest.fixture
+def tried(request) -> Callable[..., None]:
+    """``tried("files cut short")`` or ``tried("programs", 400)``: counts what tests of abuse tried, for the end of the
+    report."""
+    counts = request.config.stash.setdefault(TRIED, Counter())
+
+    def count(what: str, number: int = 1) -> None:
+        counts[what] += number
+
+    return count
+
+
+def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
+    """What was tried against the library, in numbers."""
+    if counts := config.stash.get(TRIED, None):
+        terminalreporter.section("tried")
+        for what, number in sorted(counts.items()):
+            terminalreporter.write_line(f"{number:9,}  {what}")
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
