@@ -92,6 +92,15 @@ def test_tests_that_skip_are_no_success(tmp_path, steps, said):
     assert run(tmp_path)[0] == 1
 
 
+def test_where_the_device_is_a_cpu_no_time_is_measured(tmp_path, steps, capsys):
+    steps["tests"] = writes(tmp_path / "out/tests.xml", results("passed").replace("made up", "vulkan:0, llvmpipe (LLVM 15)"))
+    steps["bench"] = "raise SystemExit(1)"
+    code, report = run(tmp_path)
+    assert (code, report["result"], report["bench"], report["costs"]) == (0, "passed", None, None)
+    assert report["steps"][-1] == {"name": "bench", "result": "left out", "why": "vulkan:0, llvmpipe (LLVM 15) is no GPU"}
+    assert "left out" in capsys.readouterr().out
+
+
 def test_nothing_of_an_earlier_run_is_taken_for_one_of_this(tmp_path, steps):
     run(tmp_path)
     steps["bench"] = "raise SystemExit(1)"
