@@ -13,6 +13,7 @@ examples:
   python3 build.py --source ~/llama.cpp  from a clone that has the pinned commit: needs no network for the source
   python3 build.py --unpatched           the same commit without the patches, for comparison
   python3 build.py --tools               also llama.cpp's own programs: llama-cli, llama-server, llama-bench, ...
+  python3 build.py --sanitize address,undefined test tests/test_edits.py
 
 Everything is made in build/ and, outside an active virtual environment, in .venv/. Steps that are done are skipped
 by content, and an interrupted call goes on where it stopped. LLAMA_INTERP_CACHE=DIR shares downloads and finished
@@ -32,7 +33,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from ci import cuda, environment, library, nvidia, plan, programs, source, toolchain, vulkan, wheel
+from ci import cuda, environment, library, nvidia, plan, programs, sanitize, source, toolchain, vulkan, wheel
 from ci.project import BuildError, Project
 from ci.steps import Lock, Report, exit_code, remove, sweep
 
@@ -83,11 +84,15 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--unpatched", action="store_true", help="build without the patches, in a folder of its own")
     parser.add_argument("--tools", action="store_true",
                         help="also build llama.cpp's own programs, into bin beside the library's folder")
+    parser.add_argument("--sanitize", type=sanitizers, default=(), metavar="address,undefined",
+                        help="build with sanitizers, or with thread, in a folder of its own; with test: run the tests on it")
     parser.add_argument("--clean", action="store_true", help="delete all of build/ but the downloads first")
     parser.add_argument("--json", action="store_true", help="with doctor: print JSON")
     args = parser.parse_args(ours)
     if args.verb == "wheel" and (args.tools or args.unpatched):
         parser.error("a wheel holds the patched library and no programs: leave out --tools and --unpatched")
+    if args.sanitize and (args.verb in ("wheel", "demo") or args.tools or args.unpatched):
+        parser.error("--sanitize is for the patched library and its tests: leave out wheel, demo, --tools and --unpatched")
     args.defines = dict(args.defines)
     args.pytest = theirs
     return args
@@ -95,7 +100,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 def split_at_test(arguments: list[str]) -> tuple[list[str], list[str]]:
     """Splits at the verb ``test``, so that pytest's own options need no ``--`` before them."""
-    takes_value = {"-D", "--jobs", "-j", "--source"}
+    takes_value = {"-D", "--jobs", "-j", "--source", "--sanitize"}
     before_it = ["", *arguments]
     places = [i for i, word in enumerate(arguments) if word == "test" and before_it[i] not in takes_value]
     if not places:
@@ -103,9 +108,9 @@ def split_at_test(arguments: list[str]) -> tuple[list[str], list[str]]:
     ours, theirs = arguments[: places[0] + 1], []
     words = iter(arguments[places[0] + 1 :])
     for word in words:
-        if word == "--cuda-arch":
+        if word in ("--cuda-arch", "--sanitize"):
             ours += [word, next(words, "")]
-        elif word.startswith("--cuda-arch=") or word in [f"--{name}" for name in toolchain.BACKENDS]:
+        elif word.startswith(("--cuda-arch=", "--sanitize=")) or word in [f"--{name}" for name in toolchain.BACKENDS]:
             ours.append(word)
         else:
             theirs.append(word)
@@ -121,6 +126,13 @@ def positive(text: str) -> int:
 def architectures(text: str) -> list[str]:
     try:
         return nvidia.parse_architectures(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def sanitizers(text: str) -> tuple[str, ...]:
+    try:
+        return sanitize.parse(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
 
@@ -148,13 +160,14 @@ def check_tools(project: Project, args: argparse.Namespace) -> None:
     toolchain.check_backend(backend)
     if args.cuda_arch and backend != "cuda":
         raise BuildError(f"--cuda-arch is for --cuda, and this builds for {backend}. Give both, or neither")
+    if args.sanitize:
+        sanitize.check(backend)
 
 
 def dry_run(project: Project, args: argparse.Namespace) -> int:
     """Prints the call of CMake that a build would make."""
     choice, origin = toolchain.choose(args.backend), source.resolve(project.pin(), args.source)
-    prefix = environment.prefix(project)
-    one = plan.target(project, choice.backend, not args.unpatched, origin.base, prefix, args.defines, args.cuda_arch)
+    one = planned(project, args, choice.backend, not args.unpatched, origin.base)
     print(plan.command(project, one, origin))
     return 0
 
@@ -187,11 +200,12 @@ def work(project: Project, args: argparse.Namespace, report: Report) -> int:
         if choice.backend == "cuda":
             cuda.ensure(project, environment.prefix(project), report)
         if args.verb == "wheel":
-            wheel.make(current(project, args, choice.backend, True, report, portable=True)[0], report)
+            wheel.make(current(project, args, choice.backend, True, report)[0], report)
             return 0
+        both = [True] if args.sanitize else [True, False]
         made = [
             build(project, args, choice.backend, patched, report)
-            for patched in {None: [not args.unpatched], "demo": [True], "test": [True, False]}[args.verb]
+            for patched in {None: [not args.unpatched], "demo": [True], "test": both}[args.verb]
         ]
         if args.verb == "test" or (args.verb is None and args.source == "sdist"):
             environment.ensure_bindings(project, report)
@@ -200,8 +214,15 @@ def work(project: Project, args: argparse.Namespace, report: Report) -> int:
     if args.verb == "demo":
         return subprocess.call([python, "-m", "interp.demo"], cwd=project.root)
     if args.verb == "test":
-        return subprocess.call([python, "-m", "pytest", *args.pytest], cwd=project.root)
+        return subprocess.call([python, "-m", "pytest", *args.pytest], cwd=project.root, env=test_environment(project, args))
     return 0
+
+
+def test_environment(project: Project, args: argparse.Namespace) -> dict[str, str]:
+    if not args.sanitize:
+        return dict(os.environ)
+    lib = project.build / library.name("cpu", True, "-".join(args.sanitize)) / "lib"
+    return os.environ | sanitize.environment(args.sanitize, lib)
 
 
 def clean_up(project: Project, everything: bool) -> None:
@@ -217,7 +238,8 @@ def clean_up(project: Project, everything: bool) -> None:
 def build(project: Project, args: argparse.Namespace, backend: str, patched: bool, report: Report) -> str:
     """Makes one library current, and where asked its programs; returns its name."""
     target, tree = current(project, args, backend, patched, report)
-    if patched:
+    # a sanitized one ends a process that was not started for it
+    if patched and not args.sanitize:
         library.activate(target)
     if args.tools:
         programs.make(target, tree, args.clean, args.jobs, report)
@@ -226,24 +248,35 @@ def build(project: Project, args: argparse.Namespace, backend: str, patched: boo
     return f"{target.name}: {library.short(target.lib)}"
 
 
-def current(
-    project: Project, args: argparse.Namespace, backend: str, patched: bool, report: Report, portable: bool = False
-) -> tuple[library.Target, Callable[[], Path]]:
-    """Makes one library current.
+def planned(
+    project: Project, args: argparse.Namespace, backend: str, patched: bool, base: str
+) -> library.Target:
+    """The library that a call is about, whether it is there or not.
 
     Args:
-        portable: for other machines too, in a folder of its own.
+        base: identity of the source without the series.
+    """
+    variant, defines = "", args.defines
+    if args.verb == "wheel":
+        # for other machines too, in a folder of its own
+        variant, defines = "portable", wheel.settings(defines)
+    if args.sanitize:
+        variant, defines = "-".join(args.sanitize), sanitize.settings(args.sanitize, defines)
+    prefix = environment.prefix(project)
+    return plan.target(project, backend, patched, base, prefix, defines, args.cuda_arch, variant)
+
+
+def current(
+    project: Project, args: argparse.Namespace, backend: str, patched: bool, report: Report
+) -> tuple[library.Target, Callable[[], Path]]:
+    """Makes one library current.
 
     Returns:
         The library, and what gives the source that it is compiled from.
     """
     pin = project.pin()
     origin = source.resolve(pin, args.source)
-    prefix = environment.prefix(project)
-    defines = wheel.settings(args.defines) if portable else args.defines
-    target = plan.target(project, backend, patched, origin.base, prefix, defines, args.cuda_arch)
-    if portable:
-        target = wheel.Portable.of(target)
+    target = planned(project, args, backend, patched, origin.base)
 
     def tree() -> Path:
         unpatched = source.unpatched_tree(project, pin, origin, report)
@@ -251,9 +284,9 @@ def current(
 
     if target.state() != "current" and (args.clean or not library.from_cache(target, report)):
         if backend == "cuda":
-            cuda.check_compilers(cuda.find(project, prefix))
+            cuda.check_compilers(cuda.find(project, environment.prefix(project)))
         if backend == "vulkan":
-            vulkan.ensure(project, defines, report)
+            vulkan.ensure(project, args.defines, report)
         library.compile(target, tree(), args.jobs, report)
     library.link_runtime(target)
     library.share(target, report)

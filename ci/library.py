@@ -4,7 +4,7 @@
     build/<name>/build.log  everything that CMake and the compilers said
     build/<name>/lib        the finished libraries and manifest.json, whole or absent
 
-where <name> is the backend, with ``unpatched-`` before it for the library without the series.
+where <name> is the backend, with ``unpatched-`` before it for the library without the series, and the variant between.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ class Target:
         runtime: files of others that the library loads, in an order in which they can be loaded, and where they are;
             None for those that the loader finds by itself.
         shaders: what decides the content of Vulkan's part; None for a build without it.
+        variant: what it is built for beside the backend, such as ``portable``: the beginning of its folder's name.
     """
 
     project: Project
@@ -55,10 +56,11 @@ class Target:
     nvcc: str | None = None
     runtime: dict[str, Path | None] = field(default_factory=dict)
     shaders: list[str | int | None] | None = None
+    variant: str = ""
 
     @property
     def name(self) -> str:
-        return name(self.backend, self.patched)
+        return name(self.backend, self.patched, self.variant)
 
     @property
     def folder(self) -> Path:
@@ -100,9 +102,9 @@ class Target:
         return state(self.output, self.key)
 
 
-def name(backend: str, patched: bool) -> str:
+def name(backend: str, patched: bool, variant: str = "") -> str:
     """What a library is called: its folder in ``build/``."""
-    return backend if patched else f"unpatched-{backend}"
+    return "-".join(filter(None, ("" if patched else "unpatched", variant, backend)))
 
 
 def state(folder: Path, key: str) -> str:

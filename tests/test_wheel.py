@@ -13,7 +13,7 @@ import pytest
 
 import build
 import upstream
-from ci import check_wheel, toolchain, wheel
+from ci import check_wheel, library, toolchain, wheel
 from ci.project import BuildError, Project
 from ci.steps import Report
 from interp import native
@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture
-def target(tmp_path, monkeypatch) -> wheel.Portable:
+def target(tmp_path, monkeypatch) -> library.Target:
     """A portable library that no compiler made, in a project with this one's package."""
     root = tmp_path / "project"
     upstream.write(root, {
@@ -35,7 +35,7 @@ def target(tmp_path, monkeypatch) -> wheel.Portable:
         shutil.copyfile(ROOT / name, root / name)
     monkeypatch.setattr(wheel.platform, "machine", lambda: "x86_64")
     settings = toolchain.flags("cpu", wheel.settings({}))
-    target = wheel.Portable(Project(root), "cpu", True, "1" * 40, settings, Path(sys.prefix))
+    target = library.Target(Project(root), "cpu", True, "1" * 40, settings, Path(sys.prefix), variant="portable")
     upstream.write(target.lib, {
         "libllama.so": "library", "LICENSE.llama.cpp": "a licence\n",
         "manifest.json": json.dumps({"commit": "1" * 40, "compile_seconds": 1.5}),

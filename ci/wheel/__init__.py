@@ -9,7 +9,6 @@ date of the commit, or SOURCE_DATE_EPOCH where that is set.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import platform
@@ -50,19 +49,6 @@ _SOURCES = rb"c|cc|cpp|cxx|h|hpp|cu|cuh"
 
 #: a source file by the absolute path that it had where it was compiled; the system's own headers are everywhere alike
 _BUILD_PATH = re.compile(rb"(?<![\w.+/-])/(?!usr/)(?:[\w.+-]+/)+[\w.+-]+\.(?:" + _SOURCES + rb")(?![\w.+-])")
-
-
-class Portable(library.Target):
-    """A library that other machines can run, in a folder of its own."""
-
-    @property
-    def name(self) -> str:
-        return f"portable-{self.backend}"
-
-    @classmethod
-    def of(cls, target: library.Target) -> Portable:
-        """The same with the folder's name changed; its settings should be those of `settings`."""
-        return cls(**{field.name: getattr(target, field.name) for field in dataclasses.fields(target)})
 
 
 def settings(given: dict[str, str]) -> dict[str, str]:

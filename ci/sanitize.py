@@ -1,0 +1,101 @@
+"""A library that checks itself while tests run: the compilers' sanitizers, for ``build.py --sanitize``.
+
+    build/address-undefined-cpu/lib    the library, never the one that ``interp`` loads by itself
+
+A sanitizer's run-time library must come before all others of a process, so Python itself starts with it (``environment``).
+What upstream is known to do is in ``suppressions/``, each line with the issue that it belongs to.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from . import toolchain
+from .project import BuildError
+
+#: as -fsanitize has them -> the run-time libraries of GCC
+RUNTIMES = {"address": "libasan.so", "undefined": "libubsan.so", "thread": "libtsan.so"}
+
+#: where an error is found the process ends with SIGABRT, as a crash would; a test that waits for a child sees it
+_OPTIONS = {
+    "ASAN_OPTIONS": {
+        # Python keeps what it has made until it ends
+        "detect_leaks": "0",
+        # as without a sanitizer: too much memory is an error of the call
+        "allocator_may_return_null": "1",
+        "abort_on_error": "1",
+    },
+    "UBSAN_OPTIONS": {"halt_on_error": "1", "abort_on_error": "1", "print_stacktrace": "1"},
+    "TSAN_OPTIONS": {"halt_on_error": "1", "abort_on_error": "1", "second_deadlock_stack": "1"},
+}
+
+
+def parse(text: str) -> tuple[str, ...]:
+    """The kinds in a list with commas, in one order.
+
+    Raises:
+        ValueError: there is no such kind, or two exclude each other.
+    """
+    kinds = tuple(sorted(set(text.split(","))))
+    if unknown := [kind for kind in kinds if kind not in RUNTIMES]:
+        raise ValueError(f"{unknown[0]!r} is no sanitizer: {', '.join(RUNTIMES)}, or address,undefined")
+    if "thread" in kinds and len(kinds) > 1:
+        raise ValueError("thread does not go together with another sanitizer")
+    return kinds
+
+
+def check(backend: str) -> None:
+    """Raises:
+        BuildError: this machine or backend has no sanitizers that this project knows.
+    """
+    if backend != "cpu":
+        raise BuildError(f"sanitizers look at code of the CPU, and this builds for {backend}. Give --cpu in its place")
+    if sys.platform != "linux":
+        raise BuildError("--sanitize is for Linux and GCC: elsewhere Python cannot be started with the sanitizer's library")
+
+
+def settings(kinds: tuple[str, ...], given: dict[str, str]) -> dict[str, str]:
+    """The CMake settings; ``-D`` of the user's wins over them."""
+    chosen = {f"{project}_SANITIZE_{kind.upper()}": "ON" for project in ("LLAMA", "GGML") for kind in kinds}
+    # lines in what a sanitizer prints, and half of the time that -O3 takes to compile
+    flags = "-O1 -g1 -DNDEBUG -fno-omit-frame-pointer"
+    return chosen | {"CMAKE_C_FLAGS_RELEASE": flags, "CMAKE_CXX_FLAGS_RELEASE": flags} | given
+
+
+def environment(kinds: tuple[str, ...], lib: Path) -> dict[str, str]:
+    """What a process needs in its environment to load the library; its children inherit it.
+
+    Args:
+        lib: the folder of the library.
+
+    Raises:
+        BuildError: the compiler has no run-time library for a kind.
+    """
+    # with the C++ library behind it, or the sanitizer would not see exceptions begin
+    preload = [_runtime(RUNTIMES[kind]) for kind in kinds] + [_runtime("libstdc++.so")]
+    chosen = {
+        "LD_PRELOAD": ":".join(preload),
+        "LLAMA_INTERP_LIB": str(lib),
+        "LLAMA_INTERP_SANITIZE": ",".join(kinds),
+        # compiled with other flags, the unpatched library of a usual build rounds otherwise: nothing to compare bits with
+        "LLAMA_INTERP_UNPATCHED_LIB": str(lib.parent / "unpatched"),
+    }
+    for name, options in _OPTIONS.items():
+        suppressed = Path(__file__).parent / "suppressions" / f"{name.partition('_')[0].lower()}.txt"
+        known = {"suppressions": str(suppressed)} if suppressed.is_file() else {}
+        # the user's come last and win
+        given = [os.environ[name]] if name in os.environ else []
+        chosen[name] = ":".join([*(f"{key}={value}" for key, value in (options | known).items()), *given])
+    return chosen
+
+
+def _runtime(name: str) -> str:
+    command = [toolchain.cxx() or "c++", f"-print-file-name={name}"]
+    path = subprocess.run(command, capture_output=True, text=True).stdout.strip()
+    # what it does not find it answers with the bare name
+    if not os.path.isabs(path):
+        raise BuildError(f"{command[0]} has no {name}, which --sanitize needs. Take GCC: CC=gcc CXX=g++")
+    return os.path.realpath(path)
