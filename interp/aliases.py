@@ -20,7 +20,7 @@ TransformerLens' names mean what they mean there, of a model whose weights are n
   ``attn.hook_rot_q`` and ``attn.hook_rot_k`` are the rotated ones, not yet scaled.
 - ``mlp.hook_pre`` is what the activation function takes (of a gated MLP, the gate), ``mlp.hook_pre_linear`` what the
   gate is multiplied with, ``mlp.hook_post`` is ``mlp_act``.
-- ``hook_embed`` includes the scale that Gemma puts on its embeddings.
+- ``hook_embed`` includes the scale that Gemma puts on its embeddings, and the norm that BLOOM does.
 - ``ln_final.hook_normalized`` is ``final_norm``, with the norm's weights: folding would move them into the head.
 
 Within a head, some GGUF files hold the dimensions of queries and keys in another order than transformers (Llama,
@@ -87,6 +87,12 @@ _OWN = tuple(role for hook, role in (_BLOCK_HOOKS | _MODEL_HOOKS).items() if hoo
 
 #: all that :func:`resolve` knows
 ROLES = (*ALIASES, *_OWN)
+
+#: what a layer without attention has none of
+OF_ATTENTION = frozenset({
+    ATTN_SCORES, ATTN_LOGITS, ATTN_PROJ, "z", "q", "k", "v", "q_pre", "k_pre",
+    *(role for role in _BLOCK_HOOKS.values() if role.startswith("attn.")),
+})  # fmt: skip
 
 _COPY = "it is a copy of the residual stream that only one branch reads, and the graph makes none"
 _NORMALIZED = "there it is before or after the norm's weights, by the kind of norm; attn_norm and ffn_norm are after"
@@ -221,7 +227,9 @@ def resolve(table, role: str, layer: int):
     if role == "final_norm":
         return _first(table, ("result_norm",), -1) if layer == -1 else None
     if role == "hook_embed":
-        return _first(table, ("inp_scaled", "embd"), -1) if layer == -1 else None
+        # of BLOOM it is after the norm behind them
+        names = ("inp_norm",) if table.arch == "bloom" else ("inp_scaled", "embd")
+        return _first(table, names, 0 if table.arch == "bloom" else -1) if layer == -1 else None
     if role == "hook_pos_embed":
         return _first(table, ("pos_embd",), -1) if layer == -1 else None
     if layer < 0:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import pytest
 
 import interp
 import models
 from conftest import PROMPT
-from interp.sites import ALIASES, parse
+from interp.sites import ALIASES, Site, SiteTable, parse
 
 LENS_NAMES = {
     "blocks.1.hook_resid_pre": "resid_pre",
@@ -121,3 +123,46 @@ def test_asking_a_run_for_what_it_does_not_hold_says_what_it_holds(tiny):
         run["l_out", 1]
     with pytest.raises(interp.SiteError, match="Captured: l_out"):
         run["z", 0]
+
+
+# architectures that no small model here has: their tables by hand
+
+
+def table_of(arch: str, names: list[tuple[str, int]], n_layer: int = 2) -> SiteTable:
+    """A table with these names and layers, in this order, each a residual stream of width 8."""
+    sites, seen = [], Counter()
+    for name, layer in names:
+        sites.append(Site(name, layer, ("n_tokens", "n_embd"), (None, 8), seen[name, layer], 1, rows_axis=1))
+        seen[name, layer] += 1
+    return SiteTable(sites, arch, n_layer, 8)
+
+
+def layered(*names: str) -> list[tuple[str, int]]:
+    return [(name, layer) for layer in range(2) for name in names]
+
+
+def test_what_enters_layer_0_is_after_the_norm_of_the_embeddings():
+    bloom = table_of("bloom", [("embd", -1), ("inp_norm", 0), *layered("attn_norm", "Qcur", "kqv_out", "l_out")])
+    for name in ("resid_pre-0", "blocks.0.hook_resid_pre", "hook_embed"):
+        assert [str(site.key) for site in bloom.find(name)] == ["inp_norm-0#0"], name
+    llama = table_of("llama", [("embd", -1), *layered("attn_norm", "Qcur", "kqv_out", "l_out")])
+    assert str(llama.find("resid_pre-0")[0].key) == str(llama.find("hook_embed")[0].key) == "embd#0"
+
+
+@pytest.mark.parametrize("name", ["attn_scores", "attn_logits", "z", "q", "k_pre", "blocks.1.attn.hook_pattern"])
+def test_a_model_without_attention_says_so(name):
+    mamba = table_of("mamba2", [("embd", -1), *layered("attn_norm", "mamba_out", "l_out")])
+    with pytest.raises(interp.SiteError, match="mamba2 has no attention"):
+        mamba.find(name)
+    with pytest.raises(interp.SiteError, match="names no tensor for 'mlp_out'"):
+        mamba.find("mlp_out", 0)
+
+
+@pytest.mark.parametrize("name", ["attn_scores", "z"])
+def test_a_layer_without_attention_says_so_and_where_there_is_some(name):
+    names = [("embd", -1), ("z", 0), ("l_out", 0), ("Qcur", 1), ("attn_scores", 1), ("kqv_out", 1), ("l_out", 1)]
+    hybrid = table_of("qwen3next", names)  # its recurrent layers have a z of their own
+    assert [site.layer for site in hybrid.find(name)] == [1]
+    with pytest.raises(interp.SiteError, match=rf"Layer 0 has no attention, so no '{name}'; layers that have it: 1\."):
+        hybrid.find(name, 0)
+    assert str(hybrid.find("z-0#0")[0].key) == "z-0#0"
