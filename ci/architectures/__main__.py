@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from . import compare, convert, shapes
+from . import compare, convert, shapes, table
 
 
 def main() -> int:
@@ -42,6 +42,10 @@ def main() -> int:
             print(f"{'':<20} {problem}", flush=True)
     if given.json:
         given.json.write_text(json.dumps([found.as_json() for found in results], indent=1) + "\n", encoding="utf-8")
+    if given.write:
+        table.write(results)
+        print(f"wrote the tables into {table.PAGE.relative_to(table.ROOT)}")
+    print(f"{len(results)} architectures, {sum(found.n_arrays for found in results)} arrays compared")
     return 1 if any(found.problems for found in results) else 0
 
 

@@ -12,19 +12,13 @@ import numpy as np
 import interp
 from reference.values import relative_error
 
+from .bounds import CLEAR, EXACT, PEAKED, ROUNDINGS, bounds
 from .edits import Edit, Knockout, Patch, ZeroHead, ZeroMixer
 from .reference import Pass, Reference
-from .rounding import EXACT, ROUNDINGS, bounds
 from .shapes import N_VOCAB, Shape
 
 #: tokens of each prompt; the windows are of 16
 LENGTHS = (24, 60)
-
-#: a right edit moves the logits by this many bounds at least, and is so far from what a wrong one does
-CLEAR = 10
-
-#: the largest weight of each row of attention, in multiples of what an even row would have: below, it is flat
-PEAKED = 1.5
 
 #: what the page calls an error -> the roles that it is the largest of
 GROUPS = {
@@ -63,9 +57,9 @@ class Result:
         imitated: the same where transformers rounds as llama.cpp does; None where nothing rounds otherwise.
         edits: by name.
         exact: what holds bit for bit -> whether it does.
-        lacks: what transformers has, or other architectures have, and this graph names no tensor for -> the error that a
-            user gets.
+        lacks: what this graph names no tensor for -> the error that a user gets.
         peak: see :data:`PEAKED`; None without attention.
+        n_arrays: how many were compared: sites, in each layer, of each prompt.
         problems: which bounds do not hold; empty: all do.
     """
 
@@ -81,6 +75,7 @@ class Result:
     exact: dict[str, bool] = field(default_factory=dict)
     lacks: dict[str, str] = field(default_factory=dict)
     peak: float | None = None
+    n_arrays: int = 0
     problems: list[str] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
@@ -125,6 +120,7 @@ class Comparison:
         found.edits = self.effects()
         found.exact = self.exact()
         found.peak = self.peak()
+        found.n_arrays = len(self.sites) * len(self.runs)
         found.lacks = self.lacks | self.refusals()
         found.problems = problems(found)
         return found
@@ -221,7 +217,8 @@ class Comparison:
                 found["resume"] &= all(np.array_equal(resumed["l_out", k], whole["l_out", k]) for k in layers[layer:])
             for layer in layers:
                 stopped = self.model.run(tokens, capture=interp.at("l_out", layers=layer), stop_after=layer)
-                found["stop"] &= stopped.logits is None and np.array_equal(stopped["l_out", layer], whole["l_out", layer])
+                found["stop"] &= stopped.logits is None
+                found["stop"] &= np.array_equal(stopped["l_out", layer], whole["l_out", layer])
         return {name: bool(value) for name, value in found.items()}
 
     # // what is lacking

@@ -48,7 +48,8 @@ class Reference:
         self.model = weights.made(shape)
         self.blocks = list(attrgetter(shape.modules.blocks)(self.model))
         for name, path in asdict(shape.modules).items():
-            if name not in ("blocks", "final_norm") and path and all(_part(block, path) is None for block in self.blocks):
+            within = name not in ("blocks", "final_norm")
+            if within and path and all(_part(block, path) is None for block in self.blocks):
                 raise ValueError(f"{shape.name}: no block of {type(self.model).__name__} has {name} {path!r}")
 
     def run(self, tokens: list[int], edits: tuple[Edit, ...] = (), given: Given = MappingProxyType({})) -> Pass:
@@ -89,7 +90,8 @@ class Reference:
             stack.enter_context(_after(_part(block, modules.z), kept("attn_out")))
         if mlp := _part(block, modules.mlp):
             stack.enter_context(_before(mlp, kept("mlp_in")))
-            stack.enter_context(_after(_part(block, modules.mlp_out), kept("mlp_out")))
+        if mlp_out := _part(block, modules.mlp_out):
+            stack.enter_context(_after(mlp_out, kept("mlp_out")))
         if last := _part(block, modules.mlp_last):
             stack.enter_context(_before(last, kept("mlp_act")))
         if norm := _part(block, modules.mlp_norm):
@@ -99,7 +101,7 @@ class Reference:
 
 
 class _Softmax(TorchFunctionMode):
-    """The softmax of attention, whatever module calls it: its result is the pattern, its argument is where edges are cut.
+    """The softmax of attention, whatever module calls it: its result is the pattern, in its argument edges are cut.
 
     Masks, windows, position biases, soft-caps and scales are all in the argument by then, so that one hook serves every
     architecture. Attention sinks stand behind the keys.

@@ -1,7 +1,7 @@
 """The architectures: each a small configuration of transformers, and where its modules lie.
 
-Axes that could be taken for each other have different sizes, windows are shorter than the prompts, and whatever makes an
-architecture special is in use: soft-caps bite, scales are not 1, experts are chosen from several.
+Axes that could be taken for each other have different sizes, windows are shorter than the prompts, and whatever makes
+an architecture special is in use: soft-caps bite, scales are not 1, experts are chosen from several.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Shape:
         without: keys of :data:`COMMON` that this one calls by other names.
         modules: where things lie.
         about: what of it is in use here.
-        rounding: what llama.cpp computes in another way, a key of :data:`~ci.architectures.rounding.ROUNDINGS`.
+        rounding: what llama.cpp computes in another way, a key of :data:`~ci.architectures.bounds.ROUNDINGS`.
         mixer_site: the graph's name of what :attr:`Modules.mixer` returns; empty: it names none.
         for_converter: keys of config.json as the converter expects them, where transformers 5 drops or renames them.
         options: of the converter.
@@ -144,12 +144,13 @@ _YARN = {
 }  # fmt: skip
 
 _GPT_OSS = {
-    "head_dim": 64, "max_position_embeddings": 131072, "sliding_window": WINDOW, "num_local_experts": N_EXPERT, "num_experts_per_tok": N_USED,
-    "intermediate_size": N_FF_EXPERT, "layer_types": ["sliding_attention", "full_attention"] * 2,
+    "head_dim": 64, "max_position_embeddings": 131072, "sliding_window": WINDOW, "num_local_experts": N_EXPERT,
+    "num_experts_per_tok": N_USED, "intermediate_size": N_FF_EXPERT, "layer_types": ["sliding_attention", "full_attention"] * 2,
 }  # fmt: skip
 
 _MAMBA2 = {
-    "mamba_d_state": 12, "mamba_d_conv": 4, "mamba_n_groups": 2, "mamba_d_head": 16, "mamba_n_heads": 12, "mamba_expand": 2,
+    "mamba_d_state": 12, "mamba_d_conv": 4, "mamba_n_groups": 2, "mamba_d_head": 16, "mamba_n_heads": 12,
+    "mamba_expand": 2,
 }  # fmt: skip
 
 SHAPES: tuple[Shape, ...] = (
@@ -202,8 +203,8 @@ SHAPES: tuple[Shape, ...] = (
     ),
     Shape(
         "olmo2", "olmo2", "norms behind the modules only, and on queries and keys", {},
-        # the first norm behind the MLP is the first that a block has for it
-        Modules(mlp_norm=""),
+        # nothing stands between the residual stream and the MLP
+        Modules(mlp_norm="mlp"),
     ),
     Shape(
         "mixtral", "mixtral", "Llama with experts",
@@ -217,7 +218,8 @@ SHAPES: tuple[Shape, ...] = (
     ),
     Shape(
         "olmoe", "olmoe", "experts whose weights do not sum to one; norms over all heads",
-        {"num_experts": N_EXPERT, "num_experts_per_tok": N_USED, "norm_topk_prob": False, "num_key_value_heads": N_HEAD},
+        {"num_experts": N_EXPERT, "num_experts_per_tok": N_USED, "norm_topk_prob": False,
+         "num_key_value_heads": N_HEAD},
         _MOE,
     ),
     Shape(
@@ -290,7 +292,8 @@ SHAPES: tuple[Shape, ...] = (
          "num_experts_per_tok": N_USED, "intermediate_size": N_FF_EXPERT, "shared_intermediate_size": N_FF,
          "embedding_multiplier": 3.0, "residual_multiplier": 0.5, "attention_multiplier": 0.2, "logits_scaling": 4.0,
          "position_embedding_type": "nope"},
-        Modules(mlp="", mlp_out="", mlp_last="", mixer="mamba"),
+        # the experts' sum, shared ones included, comes out of no module
+        Modules(mlp="shared_mlp", mlp_out="", mlp_last="", mixer="mamba"),
         mixer_site="mamba_out", for_converter={"layer_types": ["mamba", "attention"] * 2},
     ),
     Shape(

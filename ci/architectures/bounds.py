@@ -1,6 +1,6 @@
-"""What llama.cpp computes in another way than transformers, and how it is shown that this is all.
+"""How far the two sides may be apart, and what llama.cpp computes in another way than transformers.
 
-A row of the page whose architecture has one is compared twice: with transformers as it is, within a wider bound, and with
+That this is all is shown, not said: a row of the page whose architecture has one is compared twice: with transformers as it is, within a wider bound, and with
 transformers that has this one thing from llama.cpp, within the bound that all others keep.
 """
 
@@ -29,12 +29,18 @@ class Bounds:
     other: float
 
     def of(self, group: str) -> float:
-        """The bound of one of :data:`~ci.architectures.compare.GROUPS`, or of the logits."""
+        """The bound of one of ``compare.GROUPS``, or of the logits."""
         return {"attention": self.attention, "residual": self.residual}.get(group, self.other)
 
 
 #: where nothing rounds otherwise: both sides add up in F32, in different orders
 EXACT = Bounds(ATTENTION_BOUND, RESIDUAL_BOUND, 3e-5)
+
+#: an edit moves the logits by this many bounds at least, and the same edit elsewhere is so far from it
+CLEAR = 10
+
+#: the largest weight of each row of attention, in multiples of what an even row would have: below, it is flat
+PEAKED = 1.5
 
 
 @dataclass(frozen=True)
@@ -42,11 +48,13 @@ class Rounding:
     """One such difference.
 
     Attributes:
+        name: for the page.
         bounds: against transformers as it is.
         given: roles whose values transformers takes from llama.cpp's run, each layer its own.
         why: what differs, for the page.
     """
 
+    name: str
     bounds: Bounds
     given: tuple[str, ...]
     why: str
@@ -78,16 +86,18 @@ def _whole_yarn(model: Any) -> Iterator[None]:
 
 ROUNDINGS = {
     "gelu": Rounding(
+        "GELU, F16 table",
         Bounds(2e-3, 1e-3, 2e-3),
         ("mlp_act",),
         "ggml's CPU kernel of GELU is a table: argument and result are rounded to F16 (`GGML_GELU_FP16` in "
         "`ggml-cpu/vec.h`), and it holds the tanh form, also where transformers computes the exact one.",
     ),
     "yarn": Rounding(
+        "YaRN, whole dimensions",
         Bounds(2e-2, 2e-2, 2e-2),
         (),
-        "ggml always rounds the range of YaRN to whole dimensions (`ggml_rope_yarn_corr_dims`); gpt-oss was released with "
-        "`truncate: false`. So some dimensions of queries and keys turn at another speed.",
+        "ggml always rounds the range of YaRN to whole dimensions (`ggml_rope_yarn_corr_dims`); gpt-oss was released "
+        "with `truncate: false`. So some dimensions of queries and keys turn at another speed.",
     ),
 }
 
