@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,75 +11,14 @@ import numpy as np
 import interp
 from reference.values import relative_error
 
-from .bounds import CLEAR, EXACT, PEAKED, ROUNDINGS, bounds
+from .bounds import ROUNDINGS
 from .edits import Edit, Knockout, Patch, ZeroHead, ZeroMixer
 from .reference import Pass, Reference
+from .result import GROUPS, Effect, Result, problems
 from .shapes import N_VOCAB, Shape
 
 #: tokens of each prompt; the windows are of 16
 LENGTHS = (24, 60)
-
-#: what the page calls an error -> the roles that it is the largest of
-GROUPS = {
-    "attention": ("attn_scores",),
-    "residual": ("resid_pre", "resid_post", "resid_mid"),
-    "z": ("z",),
-    "modules": ("attn_out", "mlp_in", "mlp_out", "final_norm", "mixer_out"),
-    "activation": ("mlp_act",),
-}
-
-
-@dataclass
-class Effect:
-    """What an edit does to the logits, all relative to the largest logit of a position.
-
-    Attributes:
-        effect: how far it moves them.
-        error: how far ours are from transformers' under the same edit.
-        imitated: the same where transformers rounds as llama.cpp does; None where nothing rounds otherwise.
-        wrong: how far from that the same edit at another head, layer, position or key is.
-    """
-
-    effect: float
-    error: float
-    imitated: float | None
-    wrong: float
-
-
-@dataclass
-class Result:
-    """All that was found of one shape.
-
-    Attributes:
-        errors: the largest of each of :data:`GROUPS`, and of the logits: attention absolute, the others relative to the
-            largest entry of a position's row.
-        imitated: the same where transformers rounds as llama.cpp does; None where nothing rounds otherwise.
-        edits: by name.
-        exact: what holds bit for bit -> whether it does.
-        lacks: what this graph names no tensor for -> the error that a user gets.
-        peak: see :data:`PEAKED`; None without attention.
-        n_arrays: how many were compared: sites, in each layer, of each prompt.
-        problems: which bounds do not hold; empty: all do.
-    """
-
-    name: str
-    arch: str
-    about: str
-    rounding: str
-    n_layer: int
-    attention_layers: list[int]
-    errors: dict[str, float] = field(default_factory=dict)
-    imitated: dict[str, float] | None = None
-    edits: dict[str, Effect] = field(default_factory=dict)
-    exact: dict[str, bool] = field(default_factory=dict)
-    lacks: dict[str, str] = field(default_factory=dict)
-    peak: float | None = None
-    n_arrays: int = 0
-    problems: list[str] = field(default_factory=list)
-
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 def prompts() -> list[list[int]]:
     """A prompt of each length, and one more of the last length, which patches are taken from."""
@@ -140,8 +78,6 @@ class Comparison:
         return sites
 
     def _site(self, name: str, layer: int) -> interp.At:
-        if not name:
-            raise interp.SiteError("llama.cpp gives it no name.")
         layers = None if layer < 0 else layer
         self.model._table.find(name, layers)
         return interp.at(name, layers=layers)
@@ -224,24 +160,25 @@ class Comparison:
     # // what is lacking
 
     def refusals(self) -> dict[str, str]:
-        """What a recurrent layer has no tensor for -> the error that a user gets."""
-        recurrent = [layer for layer in range(self.model.n_layer) if layer not in self.attention_layers]
-        if not recurrent:
-            return {}
-        layer, tokens = recurrent[0], self.prompts[0]
-        asked = {
-            "attention": lambda: self.model.run(tokens, capture=interp.at("attn_scores", layers=layer)),
-            "head ablation": lambda: self.model.run(tokens, edits=interp.ablate([(layer, 0)])),
-            "knockout": lambda: self.model.run(tokens, edits=interp.knockout(layer, -1, 3)),
-        }
-        return {f"{what} in layer {layer}": _refusal(ask) for what, ask in asked.items()}
+        """What a recurrent layer has no tensor for, or none that is used -> the error that a user gets."""
+        tokens, asked = self.prompts[0], {}
+        if recurrent := [layer for layer in range(self.model.n_layer) if layer not in self.attention_layers]:
+            layer = recurrent[0]
+            asked = {
+                "attention": lambda: self.model.run(tokens, capture=interp.at("attn_scores", layers=layer)),
+                "head ablation": lambda: self.model.run(tokens, edits=interp.ablate([(layer, 0)])),
+                "knockout": lambda: self.model.run(tokens, edits=interp.knockout(layer, -1, 3)),
+            }
+        if dead := self.shape.dead_site:
+            asked[f"edits of {dead}"] = lambda: self.model.run(tokens, edits=interp.scale(dead, 0.0))
+        return {what: _refusal(ask) for what, ask in asked.items()}
 
 
 def _refusal(ask: Callable[[], Any]) -> str:
     """The error that a user gets; empty where there is none."""
     try:
         ask()
-    except interp.SiteError as error:
+    except (interp.SiteError, interp.EditError) as error:
         return str(error)
     return ""
 
@@ -282,35 +219,8 @@ def edits(shape: Shape, attention_layers: list[int], source: np.ndarray) -> dict
         queries, heads = (20, 21, 22), (0, 4)
         cut, other = range(8, 20), range(6, 18)
         found["knockout"] = Knockout(layer, queries, tuple(cut), heads), Knockout(layer, queries, tuple(other), heads)
-    if shape.mixer_site:
+    if shape.mixer_site and shape.mixer_site != shape.dead_site:
         recurrent = [k for k in range(n_layer) if k not in attention_layers] or list(range(n_layer))
         layer = recurrent[-1]
         found["zero mixer"] = ZeroMixer(layer, shape.mixer_site), ZeroMixer(recurrent[0], shape.mixer_site)
     return found
-
-
-def problems(found: Result) -> list[str]:
-    """Which bounds do not hold."""
-    wrong = [f"not bit for bit: {name}" for name, holds in found.exact.items() if not holds]
-    wrong += [f"no clear error for {what}" for what, message in found.lacks.items() if not message]
-    kept = bounds(found.rounding)
-    for group, error in found.errors.items():
-        wrong += _over(group, error, kept.of(group))
-    for group, error in (found.imitated or {}).items():
-        # what is taken from llama.cpp is where the sides differ
-        own = kept if group == "activation" else EXACT
-        wrong += _over(f"{group}, rounded alike", error, own.of(group))
-    for name, edit in found.edits.items():
-        wrong += _over(name, edit.error, kept.other)
-        wrong += _over(f"{name}, rounded alike", edit.imitated or 0.0, EXACT.other)
-        for what, size in (("moves the logits", edit.effect), ("at a wrong place differs", edit.wrong)):
-            if not size >= CLEAR * kept.other:
-                wrong.append(f"{name} {what} by {size:.1e} only")
-    if found.peak is not None and not found.peak >= PEAKED:
-        wrong.append(f"attention is flat: {found.peak:.2f} times an even row")
-    return wrong
-
-
-def _over(what: str, error: float, bound: float) -> list[str]:
-    # a NaN is over every bound
-    return [] if error <= bound else [f"{what}: {error:.1e} > {bound:g}"]

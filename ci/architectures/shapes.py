@@ -63,7 +63,8 @@ class Shape:
         modules: where things lie.
         about: what of it is in use here.
         rounding: what llama.cpp computes in another way, a key of :data:`~ci.architectures.bounds.ROUNDINGS`.
-        mixer_site: the graph's name of what :attr:`Modules.mixer` returns; empty: it names none.
+        mixer_site: the graph's name of what :attr:`Modules.mixer` returns.
+        dead_site: a name that llama.cpp gives after the tensor's use: it can be read, and editing it is an error.
         for_converter: keys of config.json as the converter expects them, where transformers 5 drops or renames them.
         options: of the converter.
     """
@@ -75,6 +76,7 @@ class Shape:
     modules: Modules = Modules()
     rounding: str = ""
     mixer_site: str = ""
+    dead_site: str = ""
     without: tuple[str, ...] = ()
     for_converter: Mapping[str, Any] = field(default_factory=dict)
     options: tuple[str, ...] = ()
@@ -285,6 +287,7 @@ SHAPES: tuple[Shape, ...] = (
          "mamba_expand": 2, "mamba_dt_rank": 10, "use_mamba_kernels": False},
         Modules(final_norm="model.final_layernorm", mlp="feed_forward", mlp_out="feed_forward",
                 mlp_last="feed_forward.down_proj", mlp_norm="pre_ff_layernorm", mixer="mamba"),
+        mixer_site="ffn_inp", dead_site="ffn_inp",
     ),
     Shape(
         "granite-hybrid", "granitemoehybrid", "hybrid: Mamba 2, with attention in every other layer; experts",

@@ -13,7 +13,7 @@ from . import ROOT
 from .bounds import ROUNDINGS
 
 if TYPE_CHECKING:
-    from .compare import Effect, Result
+    from .result import Effect, Result
 
 PAGE = ROOT / "docs" / "architectures.md"
 COMMAND = "python -m ci.architectures --write"
@@ -32,12 +32,14 @@ GROUPS = {
 EDITS = ("zero head", "patch", "knockout", "zero mixer")
 EXACT = ("captures", "resume", "stop", "unembed")
 
-#: why a graph names no tensor for what transformers has: (architecture, role)
+#: of what these layers have none
+RECURRENT = "recurrent layers have none"
+
+#: why else something is lacking: (architecture, what)
 WHY = {
     ("phi3", "resid_mid"): "its model file names no tensor there; `attn_out` is what is added to `resid_pre`",
-    ("jamba", "resid_mid"): "what its model file calls `ffn_inp` is attention's or Mamba's output, after its use: it can be "
-    "read, and editing it is an error",
-    ("jamba", "mixer_out"): "its model file names no tensor in a Mamba layer before `ffn_inp`, see above",
+    ("jamba", "resid_mid"): "its model file gives that name, `ffn_inp`, to what attention or Mamba returned",
+    ("jamba", "edits of ffn_inp"): "the name comes after the tensor's use, so that it can be read only",
 }
 
 
@@ -84,10 +86,7 @@ def _effect(edit: Effect) -> str:
 def _lacking(results: list[Result]):
     for found in results:
         for what, message in found.lacks.items():
-            why = WHY.get((found.name, what)) or "its layers are recurrent"
-            if found.attention_layers and (found.name, what) not in WHY:
-                why = "this layer is recurrent"
-            yield found.name, what, why, message
+            yield found.name, what, WHY.get((found.name, what), RECURRENT), message
 
 
 def write(results: list[Result]) -> None:
