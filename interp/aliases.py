@@ -138,6 +138,7 @@ _CANDIDATES: dict[str, tuple[str, ...]] = {
         "ffn_gelu",
         "ffn_silu",
         "ffn_relu",
+        "ffn_xielu",
     ),
     "mlp_out": ("ffn_moe_out#0", "ffn_out#0"),
 }
@@ -148,6 +149,9 @@ _CANDIDATES_BY_ARCH: dict[tuple[str, str], tuple[str, ...]] = {
     ("falcon", "mlp_in"): ("attn_norm",),
     ("command-r", "mlp_in"): ("attn_norm",),
     ("cohere2", "mlp_in"): ("attn_norm",),
+    ("cohere2moe", "mlp_in"): ("attn_norm",),
+    ("phi2", "mlp_in"): ("attn_norm",),
+    ("plamo", "mlp_in"): ("attn_norm",),
     # norms behind the modules only
     ("olmo2", "mlp_in"): ("ffn_inp",),
     ("exaone4", "mlp_in"): ("ffn_inp",),
@@ -157,6 +161,23 @@ _CANDIDATES_BY_ARCH: dict[tuple[str, str], tuple[str, ...]] = {
     ("qwen3next", "mlp_in"): ("attn_post_norm",),
     ("qwen35", "mlp_in"): ("attn_post_norm",),
     ("qwen35moe", "mlp_in"): ("attn_post_norm",),
+    ("glm4moe", "mlp_in"): ("post_attn_norm",),
+    ("dbrx", "mlp_in"): ("attn_out_norm",),
+    ("lfm2", "mlp_in"): ("model.layers.{}.ffn_norm",),
+    ("lfm2moe", "mlp_in"): ("model.layers.{}.ffn_norm",),
+    # ffn_out comes once, and is what the residual stream is after it
+    ("apertus", "mlp_out"): ("ffn_down",),
+    ("cogvlm", "mlp_out"): (),
+    ("nemotron", "mlp_out"): (),
+    ("pangu-embedded", "mlp_out"): (),
+    # the sum of experts and of what all tokens share
+    ("glm4moe", "mlp_out"): ("ffn_out#0",),
+    ("hunyuan-moe", "mlp_out"): ("ffn_out#0",),
+    ("hy_v3", "mlp_out"): ("ffn_out#0",),
+    ("step35", "mlp_out"): ("ffn_out#0",),
+    ("llama4", "mlp_out"): ("ffn_moe_out_merged", "ffn_out#0"),
+    ("grovemoe", "mlp_out"): ("ffn_final_moe_out",),
+    ("grok", "mlp_out"): ("ffn_out#1", "ffn_moe_out#0"),
     # called ffn_inp, but it is attention's output, and replacing it does nothing
     ("jamba", "resid_mid"): (),
     ("glm4", "hook_attn_out"): ("post_attn_norm",),
@@ -251,6 +272,12 @@ def _first(table, candidates: Iterable[str], layer: int):
     return None
 
 
+def _mlp_in(table, layer: int):
+    # what llama4 calls ffn_norm in a layer of experts is what attention returned
+    is_other = table.arch == "llama4" and table.has("ffn_moe_out_merged", layer)
+    return None if is_other else _first(table, _CANDIDATES["mlp_in"], layer)
+
+
 def _mlp_out(table, layer: int):
     # experts that all tokens share are added to the chosen ones, and the sum has the other name
     return _first(table, ("ffn_out#0",) if table.has("ffn_shexp", layer) else _CANDIDATES["mlp_out"], layer)
@@ -334,6 +361,7 @@ _SPECIAL = {
     "v": _last("V"),
     "q_pre": _before_rotation("Q"),
     "k_pre": _before_rotation("K"),
+    "mlp_in": _mlp_in,
     "mlp_out": _mlp_out,
     "hook_attn_out": _added("hook_attn_out", "attn_out"),
     "hook_mlp_out": _added("hook_mlp_out", "mlp_out"),

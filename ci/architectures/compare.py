@@ -15,7 +15,7 @@ from .bounds import ROUNDINGS
 from .edits import Edit, Knockout, Patch, ZeroHead, ZeroMixer
 from .reference import Pass, Reference
 from .result import GROUPS, Effect, Result, problems
-from .shapes import N_VOCAB, Shape
+from .shape import N_VOCAB, Shape
 
 #: tokens of each prompt; the windows are of 16
 LENGTHS = (24, 60)

@@ -23,7 +23,7 @@ from ci.project import BuildError, Project
 from ci.steps import Report, run, sha256
 
 from . import weights
-from .shapes import N_VOCAB, Shape
+from .shape import N_VOCAB, Shape
 
 #: the modules that decide what a file holds
 _MAKERS = ("weights.py", "convert.py", "converter.py")

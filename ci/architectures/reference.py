@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from . import weights
 from .edits import Edit
-from .shapes import N_HEAD, Shape
+from .shape import N_HEAD, Shape
 
 _SOFTMAX = (torch.nn.functional.softmax, torch.softmax, torch.Tensor.softmax)
 
@@ -41,7 +41,7 @@ class Pass:
 
 
 class Reference:
-    """A transformers model, with hooks on the roles of :class:`~ci.architectures.shapes.Modules`."""
+    """A transformers model, with hooks on the roles of :class:`~ci.architectures.shape.Modules`."""
 
     def __init__(self, shape: Shape):
         self.shape = shape
@@ -155,7 +155,8 @@ def _part(block: Any, path: str) -> Any:
 
 
 def _applied(x, see: Callable[[np.ndarray], np.ndarray | None]):
-    changed = see(x.detach()[0].numpy())
+    # one prompt: some modules take its tokens without the axis of prompts
+    changed = see(x.detach().reshape(-1, x.shape[-1]).numpy())
     return x if changed is None else torch.from_numpy(np.ascontiguousarray(changed)).reshape(x.shape)
 
 

@@ -6,102 +6,11 @@ an architecture special is in use: soft-caps bite, scales are not 1, experts are
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import replace
 
-N_VOCAB = 400
-N_EMBD = 96
-N_FF = 160
-N_LAYER = 4
-N_HEAD = 6
-N_HEAD_KV = 3
-#: wider than n_embd / n_head = 16, for architectures that allow it
-D_HEAD = 24
-WINDOW = 16
-N_CTX = 128
-N_EXPERT, N_USED = 5, 2
-N_FF_EXPERT = 56
-
-
-@dataclass(frozen=True)
-class Modules:
-    """Where transformers keeps things: paths from the model, or from a block; empty: there is no such module.
-
-    Attributes:
-        blocks: the list of layers.
-        final_norm: what the head takes comes out of it.
-        attention: computes softmax; only the layers that have it are compared in attention.
-        z: takes the heads' outputs side by side.
-        mlp: its input is `mlp_in`.
-        mlp_out: its output is `mlp_out`.
-        mlp_last: its input is `mlp_act`; of experts transformers has no such module.
-        mlp_norm: its input is `resid_mid`.
-        mixer: what a recurrent layer has in place of attention, or beside it.
-    """
-
-    blocks: str = "model.layers"
-    final_norm: str = "model.norm"
-    attention: str = "self_attn"
-    z: str = "self_attn.o_proj"
-    mlp: str = "mlp"
-    mlp_out: str = "mlp"
-    mlp_last: str = "mlp.down_proj"
-    mlp_norm: str = "post_attention_layernorm"
-    mixer: str = ""
-
-
-@dataclass(frozen=True)
-class Shape:
-    """One architecture.
-
-    Attributes:
-        name: the row of the page, and of the command line.
-        model_type: transformers' name.
-        config: of the model, over :data:`COMMON`.
-        without: keys of :data:`COMMON` that this one calls by other names.
-        modules: where things lie.
-        about: what of it is in use here.
-        rounding: what llama.cpp computes in another way, a key of :data:`~ci.architectures.bounds.ROUNDINGS`.
-        mixer_site: the graph's name of what :attr:`Modules.mixer` returns.
-        dead_site: a name that llama.cpp gives after the tensor's use: it can be read, and editing it is an error.
-        for_converter: keys of config.json as the converter expects them, where transformers 5 drops or renames them.
-        options: of the converter.
-    """
-
-    name: str
-    model_type: str
-    about: str
-    config: Mapping[str, Any] = field(default_factory=dict)
-    modules: Modules = Modules()
-    rounding: str = ""
-    mixer_site: str = ""
-    dead_site: str = ""
-    without: tuple[str, ...] = ()
-    for_converter: Mapping[str, Any] = field(default_factory=dict)
-    options: tuple[str, ...] = ()
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The configuration, complete."""
-        common = {key: value for key, value in COMMON.items() if key not in self.without}
-        return {**common, **self.config}
-
-
-#: transformers' own names; architectures with others map them
-COMMON: dict[str, Any] = {
-    "vocab_size": N_VOCAB,
-    "hidden_size": N_EMBD,
-    "intermediate_size": N_FF,
-    "num_hidden_layers": N_LAYER,
-    "num_attention_heads": N_HEAD,
-    "num_key_value_heads": N_HEAD_KV,
-    "max_position_embeddings": N_CTX,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-    "tie_word_embeddings": False,
-}
+from .shape import (
+    D_HEAD, N_CTX, N_EMBD, N_EXPERT, N_FF, N_FF_EXPERT, N_HEAD, N_HEAD_KV, N_LAYER, N_USED, WINDOW, Modules, Shape
+)  # fmt: skip
 
 _NO_GROUPS = ("num_key_value_heads",)
 _OWN_NAMES = (
@@ -150,6 +59,10 @@ _GPT_OSS = {
     "num_experts_per_tok": N_USED, "intermediate_size": N_FF_EXPERT, "layer_types": ["sliding_attention", "full_attention"] * 2,
 }  # fmt: skip
 
+_GRANITE = {
+    "embedding_multiplier": 3.0, "residual_multiplier": 0.5, "attention_multiplier": 0.2, "logits_scaling": 4.0,
+}  # fmt: skip
+
 _MAMBA2 = {
     "mamba_d_state": 12, "mamba_d_conv": 4, "mamba_n_groups": 2, "mamba_d_head": 16, "mamba_n_heads": 12,
     "mamba_expand": 2,
@@ -160,6 +73,21 @@ SHAPES: tuple[Shape, ...] = (
     Shape("mistral", "mistral", "Llama's graph", {"head_dim": D_HEAD, "sliding_window": None}),
     Shape("qwen2", "qwen2", "biases on queries, keys and values"),
     Shape("qwen3", "qwen3", "norms on queries and keys", {"head_dim": D_HEAD}),
+    Shape("smollm3", "smollm3", "positions in three of four layers"),
+    Shape("ernie4.5", "ernie4_5", "Llama's modules, pairs of neighbours rotated", {"head_dim": D_HEAD}),
+    Shape("hunyuan-dense", "hunyuan_v1_dense", "norms on queries and keys behind the rotation", {"head_dim": D_HEAD}),
+    Shape("seed-oss", "seed_oss", "biases on queries, keys and values", {"head_dim": D_HEAD}),
+    Shape(
+        "exaone4", "exaone4", "norms behind the modules only, and on queries and keys",
+        {"sliding_window": None, "layer_types": ["full_attention"] * 4}, Modules(mlp_norm="mlp"),
+    ),
+    Shape("glm4", "glm4", "norms before and behind the modules, a part of each head rotated", {"head_dim": D_HEAD}),
+    Shape("arcee", "arcee", "an MLP without gate, squared ReLU"),
+    Shape("nemotron", "nemotron", "the same behind LayerNorm, a part of each head rotated", {"head_dim": 16}, norm_shift=1),
+    Shape(
+        "apertus", "apertus", "an activation function with weights (xIELU), norms on queries and keys", {},
+        Modules(mlp_norm="feedforward_layernorm"),
+    ),
     Shape(
         "gemma2", "gemma2", "soft-caps, a window in every other layer, norms behind the modules",
         {"head_dim": D_HEAD, "sliding_window": WINDOW, "attn_logit_softcapping": 4.0, "final_logit_softcapping": 6.0,
@@ -173,6 +101,11 @@ SHAPES: tuple[Shape, ...] = (
         _GEMMA, rounding="gelu",
     ),
     Shape("phi3", "phi3", "queries, keys and values in one matrix, gate and up in another", {"sliding_window": None}),
+    Shape(
+        "phi2", "phi", "attention and MLP side by side behind one norm, a part of each head rotated",
+        {"num_key_value_heads": N_HEAD, "intermediate_size": 4 * N_EMBD},
+        Modules(final_norm="model.final_layernorm", z="self_attn.dense", mlp_last="mlp.fc2", mlp_norm=""), rounding="gelu",
+    ),
     Shape(
         "gpt2", "gpt2", "learned positions, LayerNorm, biases, GELU",
         {"n_embd": N_EMBD, "n_layer": N_LAYER, "n_head": N_HEAD, "n_positions": N_CTX,
@@ -204,13 +137,30 @@ SHAPES: tuple[Shape, ...] = (
         Modules(mlp_last="mlp.c_proj"), rounding="gelu",
     ),
     Shape(
+        "starcoder", "gpt_bigcode", "GPT-2 with one head of keys and values",
+        {"n_embd": N_EMBD, "n_layer": N_LAYER, "n_head": N_HEAD, "n_positions": N_CTX, "multi_query": True,
+         "tie_word_embeddings": True},
+        _GPT2, rounding="gelu", without=_OWN_NAMES, for_converter={"n_ctx": N_CTX},
+    ),
+    Shape("olmo", "olmo", "LayerNorm without weights"),
+    Shape(
         "olmo2", "olmo2", "norms behind the modules only, and on queries and keys", {},
         # nothing stands between the residual stream and the MLP
         Modules(mlp_norm="mlp"),
     ),
     Shape(
+        "olmo3", "olmo3", "the same with a window in every other layer",
+        {"sliding_window": WINDOW, "layer_types": ["sliding_attention", "full_attention"] * 2}, Modules(mlp_norm="mlp"),
+    ),
+    Shape(
         "mixtral", "mixtral", "Llama with experts",
         {"num_local_experts": N_EXPERT, "num_experts_per_tok": N_USED, "sliding_window": None},
+        _MOE,
+    ),
+    Shape(
+        "qwen2-moe", "qwen2_moe", "experts, and one that all tokens share behind a gate",
+        {**_EXPERTS, "num_experts": N_EXPERT, "shared_expert_intermediate_size": N_FF, "decoder_sparse_step": 1,
+         "norm_topk_prob": False},
         _MOE,
     ),
     Shape(
@@ -223,6 +173,27 @@ SHAPES: tuple[Shape, ...] = (
         {"num_experts": N_EXPERT, "num_experts_per_tok": N_USED, "norm_topk_prob": False,
          "num_key_value_heads": N_HEAD},
         _MOE,
+    ),
+    Shape(
+        "hunyuan-moe", "hunyuan_v1_moe", "experts, and one that all tokens share",
+        {"head_dim": D_HEAD, "num_experts": N_EXPERT, "moe_topk": N_USED}, _MOE,
+        for_converter={"moe_intermediate_size": [N_FF] * 4, "num_shared_expert": [1] * 4, "moe_topk": [N_USED] * 4},
+    ),
+    Shape(
+        "granite-moe", "granitemoe", "Granite with experts",
+        {**_GRANITE, "num_local_experts": N_EXPERT, "num_experts_per_tok": N_USED},
+        Modules(mlp="block_sparse_moe", mlp_out="block_sparse_moe", mlp_last=""),
+    ),
+    Shape(
+        "glm4-moe", "glm4_moe", "experts of which one is shared, chosen by a sigmoid, from the second layer on",
+        {**_EXPERTS, "n_routed_experts": 8, "n_shared_experts": 1, "n_group": 1, "topk_group": 1,
+         "first_k_dense_replace": 1, "head_dim": D_HEAD, "use_qk_norm": True, "norm_topk_prob": True},
+    ),
+    Shape(
+        "llama4", "llama4_text", "experts in every other layer, of which one is shared",
+        {"intermediate_size_mlp": N_FF, "intermediate_size": N_FF_EXPERT, "num_local_experts": N_EXPERT,
+         "num_experts_per_tok": 1, "head_dim": D_HEAD, "interleave_moe_layer_step": 2, "attention_chunk_size": 64},
+        Modules(mlp="feed_forward", mlp_out="feed_forward", mlp_last=""),
     ),
     Shape(
         "cohere", "cohere", "attention and a gated MLP side by side, scaled logits",
@@ -259,7 +230,7 @@ SHAPES: tuple[Shape, ...] = (
     Shape("stablelm", "stablelm", "LayerNorm, a part of each head rotated", {"use_qkv_bias": True}),
     Shape(
         "granite", "granite", "scaled embeddings, residual stream, attention and logits",
-        {"embedding_multiplier": 3.0, "residual_multiplier": 0.5, "attention_multiplier": 0.2, "logits_scaling": 4.0},
+        _GRANITE,
     ),
     Shape(
         "bloom", "bloom", "positions by distance (ALiBi), a norm behind the embeddings",
@@ -293,8 +264,7 @@ SHAPES: tuple[Shape, ...] = (
         "granite-hybrid", "granitemoehybrid", "hybrid: Mamba 2, with attention in every other layer; experts",
         {**_MAMBA2, "layer_types": ["mamba", "attention"] * 2, "num_local_experts": N_EXPERT,
          "num_experts_per_tok": N_USED, "intermediate_size": N_FF_EXPERT, "shared_intermediate_size": N_FF,
-         "embedding_multiplier": 3.0, "residual_multiplier": 0.5, "attention_multiplier": 0.2, "logits_scaling": 4.0,
-         "position_embedding_type": "nope"},
+         **_GRANITE, "position_embedding_type": "nope"},
         # the experts' sum, shared ones included, comes out of no module
         Modules(mlp="shared_mlp", mlp_out="", mlp_last="", mixer="mamba"),
         mixer_site="mamba_out", for_converter={"layer_types": ["mamba", "attention"] * 2},
@@ -305,6 +275,13 @@ SHAPES: tuple[Shape, ...] = (
         Modules(final_norm="model.final_layernorm", mlp="feed_forward", mlp_out="feed_forward",
                 mlp_last="feed_forward.down_proj", mlp_norm="pre_ff_layernorm", mixer="mamba"),
         mixer_site="mamba_out",
+    ),
+    Shape(
+        "lfm2", "lfm2", "hybrid: short convolutions, with attention in every other layer",
+        {"layer_types": ["conv", "full_attention"] * 2, "block_ff_dim": N_FF, "block_auto_adjust_ff_dim": False},
+        Modules(final_norm="model.embedding_norm", z="self_attn.out_proj", mlp="feed_forward", mlp_out="feed_forward",
+                mlp_last="feed_forward.w2", mlp_norm="ffn_norm", mixer="conv"),
+        mixer_site="model.layers.{}.conv.out_proj",
     ),
     Shape(
         "qwen3-next", "qwen3_next", "hybrid: gated delta nets, with gated attention in every other layer; experts",

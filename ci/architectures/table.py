@@ -38,6 +38,10 @@ RECURRENT = "recurrent layers have none"
 #: why else something is lacking: (architecture, what)
 WHY = {
     ("phi3", "resid_mid"): "its model file names no tensor there; `attn_out` is what is added to `resid_pre`",
+    ("nemotron", "mlp_out"): "`ffn_out` is what the residual stream is after the MLP, and nothing names what is added to it",
+    ("llama4", "mlp_in"): "in layers of experts its model file gives that name, `ffn_norm`, to what attention returned",
+    ("lfm2", "resid_mid"): "its model file names no tensor there; `attn_out` is what is added to `resid_pre`",
+    ("lfm2", "mlp_out"): "its model file gives such a name to what the MLP takes",
     ("jamba", "resid_mid"): "its model file gives that name, `ffn_inp`, to what attention or Mamba returned",
     ("jamba", "edits of ffn_inp"): "the name comes after the tensor's use, so that it can be read only",
 }

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .shapes import Shape
+from .shape import Shape
 
 #: scales of what is not a matrix: (part of the name, mean, deviation), the first that fits
 _VECTORS = (
@@ -34,7 +34,8 @@ def made(shape: Shape) -> Any:
     parameters = {**dict(model.named_parameters()), **_chosen_buffers(model)}
     with torch.no_grad():
         for name, parameter in parameters.items():
-            parameter.copy_(torch.from_numpy(_values(name, tuple(parameter.shape), float(parameter.mean()))))
+            mean = float(parameter.mean()) - shape.norm_shift
+            parameter.copy_(torch.from_numpy(_values(name, tuple(parameter.shape), mean)))
     return model
 
 
