@@ -15,7 +15,7 @@ Aliases hold on every architecture that names such a tensor; ``docs/sites.md`` l
 TransformerLens' names mean what they mean there, of a model whose weights are not folded, centred or reordered:
 
 - ``hook_attn_out`` and ``hook_mlp_out`` are what is added to the residual stream: after the norm behind the module
-  where there is one.
+  where there is one. Granite multiplies them by a number on the way, after which its graph names no tensor.
 - ``attn.hook_q`` and ``attn.hook_k`` are the projections with their bias: before norm, rotation and scale.
   ``attn.hook_rot_q`` and ``attn.hook_rot_k`` are the rotated ones, not yet scaled.
 - ``mlp.hook_pre`` is what the activation function takes (of a gated MLP, the gate), ``mlp.hook_pre_linear`` what the

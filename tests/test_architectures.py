@@ -20,7 +20,8 @@ from ci.architectures.result import Effect, Result, problems
 
 #: each with something that the others lack
 CHOSEN = (
-    "llama", "gemma2", "gpt2", "falcon-40b", "mixtral", "gpt-oss", "deepseek3", "bloom", "mamba2", "jamba", "granite-hybrid"
+    "llama", "nemotron", "apertus", "gemma2", "gpt2", "falcon-40b", "mixtral", "glm4-moe", "llama4", "gpt-oss", "deepseek3",
+    "bloom", "mamba2", "jamba", "granite-hybrid", "lfm2",
 )
 NAMES = tuple(shapes.BY_NAME) if os.environ.get("LLAMA_INTERP_ALL_ARCHITECTURES") else CHOSEN
 

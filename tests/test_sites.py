@@ -166,3 +166,35 @@ def test_a_layer_without_attention_says_so_and_where_there_is_some(name):
     with pytest.raises(interp.SiteError, match=rf"Layer 0 has no attention, so no '{name}'; layers that have it: 1\."):
         hybrid.find(name, 0)
     assert str(hybrid.find("z-0#0")[0].key) == "z-0#0"
+
+
+@pytest.mark.parametrize(
+    ("arch", "names", "role", "key"),
+    [
+        # one ffn_out, behind the addition: the residual stream, not what the MLP returns
+        ("nemotron", ["ffn_norm", "ffn_out", "l_out"], "mlp_out", None),
+        ("nemotron", ["ffn_norm", "ffn_out", "l_out"], "hook_mlp_out", None),
+        ("apertus", ["ffn_norm", "ffn_xielu", "ffn_down", "ffn_out", "l_out"], "mlp_out", "ffn_down-1#0"),
+        ("apertus", ["ffn_norm", "ffn_xielu", "ffn_down", "ffn_out", "l_out"], "mlp_act", "ffn_xielu-1#0"),
+        # the shared expert goes by another name
+        ("glm4moe", ["post_attn_norm", "ffn_moe_out", "ffn_shexp_out", "ffn_out", "l_out"], "mlp_out", "ffn_out-1#0"),
+        ("glm4moe", ["post_attn_norm", "ffn_moe_out", "ffn_shexp_out", "ffn_out", "l_out"], "mlp_in", "post_attn_norm-1#0"),
+        ("llama4", ["ffn_norm", "ffn_moe_out", "ffn_moe_out_merged", "ffn_out"], "mlp_out", "ffn_moe_out_merged-1#0"),
+        ("llama4", ["ffn_norm", "ffn_moe_out", "ffn_moe_out_merged", "ffn_out"], "mlp_in", None),
+        ("llama4", ["ffn_norm", "ffn_out", "ffn_out"], "mlp_in", "ffn_norm-1#0"),
+        ("llama4", ["ffn_norm", "ffn_out", "ffn_out"], "mlp_out", "ffn_out-1#0"),
+        ("grok", ["ffn_norm", "ffn_moe_out", "ffn_out", "ffn_out", "ffn_out"], "mlp_out", "ffn_out-1#1"),
+        ("grok", ["ffn_norm", "ffn_moe_out", "ffn_out"], "mlp_out", "ffn_moe_out-1#0"),
+        ("phi2", ["attn_norm", "ffn_out", "l_out"], "mlp_in", "attn_norm-1#0"),
+        ("lfm2", ["model.layers.{}.ffn_norm", "l_out"], "mlp_in", "model.layers.{}.ffn_norm-1#0"),
+        # and as most have it
+        ("llama", ["ffn_norm", "ffn_out", "ffn_out", "l_out"], "mlp_out", "ffn_out-1#0"),
+    ],
+)
+def test_the_mlp_is_what_its_architecture_calls_so(arch, names, role, key):
+    table = table_of(arch, [("embd", -1), *layered(*names)])
+    if key is None:
+        with pytest.raises(interp.SiteError, match=f"{arch} names no tensor for '{role}'"):
+            table.find(role, 1)
+    else:
+        assert [str(site.key) for site in table.find(role, 1)] == [key]

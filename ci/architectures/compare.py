@@ -74,7 +74,9 @@ class Comparison:
                 try:
                     sites[role, layer] = self._site(name, layer)
                 except interp.SiteError as error:
-                    self.lacks[role] = str(error)
+                    # what is added is lacking only where what the module returns is
+                    if not role.startswith("hook_"):
+                        self.lacks[role] = str(error)
         return sites
 
     def _site(self, name: str, layer: int) -> interp.At:

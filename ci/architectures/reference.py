@@ -66,7 +66,19 @@ class Reference:
         found.logits = out.logits[0].numpy()
         for layer, pattern in softmax.patterns.items():
             found.keep("attn_scores", layer, pattern)
+        self._keep_added(found)
         return found
+
+    def _keep_added(self, found: Pass) -> None:
+        """What attention and the MLP add to the residual stream, where that is the difference of two of its points."""
+        # Granite scales it on the way, and no tensor of llama.cpp's is named after that
+        if getattr(self.model.config, "residual_multiplier", 1.0) != 1.0:
+            return
+        held = found.held
+        for layer, middle in held.get("resid_mid", {}).items():
+            if layer in held.get("z", {}) and layer not in held.get("mixer_out", {}):
+                found.keep("hook_attn_out", layer, middle - held["resid_pre"][layer])
+            found.keep("hook_mlp_out", layer, held["resid_post"][layer] - middle)
 
     def _watch(self, stack: ExitStack, layer: int, block: Any, found: Pass, softmax: _Softmax, edits, given) -> None:
         def kept(role: str):

@@ -12,7 +12,7 @@ GROUPS = {
     "attention": ("attn_scores",),
     "residual": ("resid_pre", "resid_post", "resid_mid"),
     "z": ("z",),
-    "modules": ("attn_out", "mlp_in", "mlp_out", "final_norm", "mixer_out"),
+    "modules": ("attn_out", "mlp_in", "mlp_out", "final_norm", "mixer_out", "hook_attn_out", "hook_mlp_out"),
     "activation": ("mlp_act",),
 }
 
