@@ -1,8 +1,9 @@
 """Small random models of many architectures, compared live with transformers: ``python -m ci.architectures -h``.
 
-``shapes`` lists the models, each a ``shape``, and ``weights`` fills them; ``reference`` runs them in transformers; ``convert`` makes GGUF
-files of them with llama.cpp's own converter, which ``converter`` drives in a process of its own; ``compare`` runs both
-sides, with the ``edits`` that both know, and holds them to the ``bounds``; ``table`` writes ``docs/architectures.md``.
+``shapes`` lists the models, each a ``shape``, and ``weights`` fills them; ``reference`` runs them in transformers;
+``convert`` makes GGUF files of them with llama.cpp's own converter, which ``converter`` drives in a process of its own;
+``compare`` runs both sides, with the ``edits`` that both know; a ``result`` is held to the ``bounds``; ``table`` writes
+``docs/architectures.md``.
 """
 
 import sys

@@ -1,7 +1,8 @@
 """How far the two sides may be apart, and what llama.cpp computes in another way than transformers.
 
-That this is all is shown, not said: a row of the page whose architecture has one is compared twice: with transformers as it is, within a wider bound, and with
-transformers that has this one thing from llama.cpp, within the bound that all others keep.
+That this is all is shown, not said: a row of the page whose architecture has such a thing is compared twice, with
+transformers as it is, within a wider bound, and with transformers that has this one thing from llama.cpp, within the
+bound that all others keep.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """GGUF files of the shapes: saved by transformers, converted to F32 by the pinned tree's ``convert_hf_to_gguf.py``.
 
-Kept in the tests' cache of models, each under a hash of what decides its content: the shape, the code that makes it, the
-vocabulary, the pinned commit, and transformers' version.
+Kept in the tests' cache of models, each under a hash of what decides its content: the shape, the code that makes it,
+the vocabulary, the pinned commit, and transformers' version.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 """llama.cpp's converter with another vocabulary: ``python converter.py TREE JOBS.json``, a program of its own.
 
-A process can load one version of ``gguf`` only, and the converter needs the one of its own tree. All models of a call are
-converted in one process, since importing torch and transformers takes far longer than converting.
+A process can load one version of ``gguf`` only, and the converter needs the one of its own tree. All models of a call
+are converted in one process, since importing torch and transformers takes far longer than converting.
 
-``JOBS.json`` holds ``vocabulary``, the tokenizer's entries as ``[key, value, type, type of items]``, and ``jobs``, for each
-model the converter's ``arguments`` and ``config``, keys of config.json that transformers loses when it reads the file.
-Random models have no tokenizer, and what the converter asks of one differs by architecture: so all get these entries, and
-everything else is the converter's own.
+``JOBS.json`` holds ``vocabulary``, the tokenizer's entries as ``[key, value, type, type of items]``, and ``jobs``, for
+each model the converter's ``arguments`` and ``config``, keys of config.json that transformers loses when it reads the
+file. Random models have no tokenizer, and what the converter asks of one differs by architecture: so all get these
+entries, and everything else is the converter's own.
 """
 
 from __future__ import annotations

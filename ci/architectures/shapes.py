@@ -56,7 +56,8 @@ _YARN = {
 
 _GPT_OSS = {
     "head_dim": 64, "max_position_embeddings": 131072, "sliding_window": WINDOW, "num_local_experts": N_EXPERT,
-    "num_experts_per_tok": N_USED, "intermediate_size": N_FF_EXPERT, "layer_types": ["sliding_attention", "full_attention"] * 2,
+    "num_experts_per_tok": N_USED, "intermediate_size": N_FF_EXPERT,
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
 }  # fmt: skip
 
 _GRANITE = {
@@ -83,7 +84,10 @@ SHAPES: tuple[Shape, ...] = (
     ),
     Shape("glm4", "glm4", "norms before and behind the modules, a part of each head rotated", {"head_dim": D_HEAD}),
     Shape("arcee", "arcee", "an MLP without gate, squared ReLU"),
-    Shape("nemotron", "nemotron", "the same behind LayerNorm, a part of each head rotated", {"head_dim": 16}, norm_shift=1),
+    Shape(
+        "nemotron", "nemotron", "the same behind LayerNorm, a part of each head rotated", {"head_dim": 16},
+        norm_shift=1,
+    ),
     Shape(
         "apertus", "apertus", "an activation function with weights (xIELU), norms on queries and keys", {},
         Modules(mlp_norm="feedforward_layernorm"),
@@ -104,7 +108,8 @@ SHAPES: tuple[Shape, ...] = (
     Shape(
         "phi2", "phi", "attention and MLP side by side behind one norm, a part of each head rotated",
         {"num_key_value_heads": N_HEAD, "intermediate_size": 4 * N_EMBD},
-        Modules(final_norm="model.final_layernorm", z="self_attn.dense", mlp_last="mlp.fc2", mlp_norm=""), rounding="gelu",
+        Modules(final_norm="model.final_layernorm", z="self_attn.dense", mlp_last="mlp.fc2", mlp_norm=""),
+        rounding="gelu",
     ),
     Shape(
         "gpt2", "gpt2", "learned positions, LayerNorm, biases, GELU",

@@ -38,7 +38,7 @@ RECURRENT = "recurrent layers have none"
 #: why else something is lacking: (architecture, what)
 WHY = {
     ("phi3", "resid_mid"): "its model file names no tensor there; `attn_out` is what is added to `resid_pre`",
-    ("nemotron", "mlp_out"): "`ffn_out` is what the residual stream is after the MLP, and nothing names what is added to it",
+    ("nemotron", "mlp_out"): "`ffn_out` is the residual stream after the MLP, and nothing names what is added to it",
     ("llama4", "mlp_in"): "in layers of experts its model file gives that name, `ffn_norm`, to what attention returned",
     ("lfm2", "resid_mid"): "its model file names no tensor there; `attn_out` is what is added to `resid_pre`",
     ("lfm2", "mlp_out"): "its model file gives such a name to what the MLP takes",
@@ -51,9 +51,9 @@ def tables(results: list[Result]) -> list[Table]:
     """The tables of the page."""
     rounded = [found for found in results if found.imitated is not None]
     return [
-        Table(READING, _columns("graph", "in use", *GROUPS.values(), "bit for bit"), [_reading(r) for r in results], _LEFT),
-        Table(ALIKE, _columns("rounds", *GROUPS.values()), [_alike(r) for r in rounded], _LEFT),
-        Table(EDITING, _columns(*EDITS), [_editing(r) for r in results], _LEFT),
+        Table(READING, _columns("graph", "in use", *GROUPS.values(), "bit for bit"), [*map(_reading, results)], _LEFT),
+        Table(ALIKE, _columns("rounds", *GROUPS.values()), [*map(_alike, rounded)], _LEFT),
+        Table(EDITING, _columns(*EDITS), [*map(_editing, results)], _LEFT),
         Table(LACKING, _columns("what", "why", "what a user is told"), [*_lacking(results)], _LEFT),
     ]
 
@@ -99,10 +99,14 @@ def write(results: list[Result]) -> None:
     report.write_page("architectures", tables(results), measured, COMMAND, PAGE)
 
 
+#: title, head and lines, as :meth:`ci.benchmark.report.Table.markdown` writes them
+_TABLE = re.compile(r"^\*\*(.+?)\*\*\n\n\|(.+)\|\n\|[-|: ]+\|\n((?:\|.+\|\n)*)", re.MULTILINE)
+
+
 def read(page: Path = PAGE) -> dict[str, list[dict[str, str]]]:
     """The tables as the page has them: title -> lines, each by column."""
     found: dict[str, list[dict[str, str]]] = {}
-    for title, head, body in re.findall(r"^\*\*(.+?)\*\*\n\n\|(.+)\|\n\|[-|: ]+\|\n((?:\|.+\|\n)*)", page.read_text("utf-8"), re.M):
+    for title, head, body in _TABLE.findall(page.read_text("utf-8")):
         columns = [cell.strip() for cell in head.split("|")]
         found[title] = [dict(zip(columns, _cells(line))) for line in body.splitlines()]
     return found

@@ -19,7 +19,7 @@ _VECTORS = (
     ("bias", 0.0, 0.2),
 )
 
-#: deviation of matrices that make queries and keys: their product should tell keys apart
+#: matrices that make queries and keys, and their gain: the products should tell keys apart
 _SHARP = ("q_proj", "k_proj", "q_b_proj", "kv_b_proj", "qkv_proj", "query_key_value", "Wqkv", "c_attn")
 _SHARP_GAIN = 1.2
 
