@@ -16,7 +16,7 @@ import pytest
 
 from ci.architectures import shapes, table
 from ci.architectures.bounds import CLEAR, EXACT, bounds
-from ci.architectures.result import Effect, Result, problems
+from ci.architectures.result import Effect, Result, problems, unexpected
 
 #: each with something that the others lack
 CHOSEN = (
@@ -151,6 +151,12 @@ def test_without_a_rounding_the_narrow_bounds_hold():
     assert [problem.split(":")[0] for problem in problems(found)] == ["attention", "residual", "z"]
 
 
+def test_what_is_lacking_unexpectedly_is_a_problem_and_so_is_what_no_longer_lacks():
+    assert unexpected(["resid_mid"], {"resid_mid": "why"}) == []
+    assert unexpected(["z"], {}) == ["no tensor for z"]
+    assert unexpected([], {"resid_mid": "why"}) == ["a tensor for resid_mid, which was said to be lacking"]
+
+
 # // the page
 
 RECURRENT = ("mamba2", "jamba", "granite-hybrid", "lfm2", "qwen3-next")
@@ -198,7 +204,7 @@ def test_every_edit_on_the_page_is_clear(page):
 
 def test_what_is_lacking_has_a_reason_and_an_error(page):
     lacking = {(line["architecture"], line["what"]) for line in page[table.LACKING]}
-    assert lacking >= set(table.WHY)
+    assert lacking >= {(shape.name, role) for shape in shapes.SHAPES for role in shape.lacks}
     assert {name for name, what in lacking if what == "attention"} == {*RECURRENT}
     for line in page[table.LACKING]:
         assert line["what a user is told"], line

@@ -14,11 +14,12 @@ from reference.values import relative_error
 from .bounds import ROUNDINGS
 from .edits import Edit, Knockout, Patch, ZeroHead, ZeroMixer
 from .reference import Pass, Reference
-from .result import GROUPS, Effect, Result, problems
+from .result import GROUPS, Effect, Result, problems, unexpected
 from .shape import N_VOCAB, Shape
 
 #: tokens of each prompt; the windows are of 16
 LENGTHS = (24, 60)
+
 
 def prompts() -> list[list[int]]:
     """A prompt of each length, and one more of the last length, which patches are taken from."""
@@ -60,7 +61,7 @@ class Comparison:
         found.peak = self.peak()
         found.n_arrays = len(self.sites) * len(self.runs)
         found.lacks = self.lacks | self.refusals()
-        found.problems = problems(found)
+        found.problems = problems(found) + unexpected(self.lacks, shape.lacks)
         return found
 
     # // what is compared
@@ -86,22 +87,21 @@ class Comparison:
 
     def errors(self, passes: list[Pass]) -> dict[str, float]:
         """The largest error of each group, over prompts and layers."""
-        found = {group: [] for group in GROUPS}
-        logits = []
+        found: dict[str, list[float]] = {group: [] for group in (*GROUPS, "logits")}
         for run, theirs in zip(self.runs, passes):
-            logits.append(relative_error(run.logits, theirs.logits).max())
-            for (role, layer), site in self.sites.items():
+            found["logits"].append(_largest(run.logits, theirs.logits))
+            for role, layer in self.sites:
                 group = next(name for name, roles in GROUPS.items() if role in roles)
-                value = theirs.held[role][layer]
-                found[group].append(_error(role, self._read(run, role, layer), value))
-        return {group: float(max(values)) for group, values in found.items() if values} | {"logits": float(max(logits))}
+                found[group].append(_error(role, self._read(run, role, layer), theirs.held[role][layer]))
+        # NaN is larger than every number here, and max() would lose it
+        return {group: float(np.max(values)) for group, values in found.items() if values}
 
     def _read(self, run: interp.Run, role: str, layer: int) -> np.ndarray:
         site = self.sites[role, layer].site
         return run[site] if layer < 0 else run[site, layer]
 
     def peak(self) -> float | None:
-        """See :data:`PEAKED`; of the shortest prompt, where windows leave out least."""
+        """See ``bounds.PEAKED``; of the shortest prompt, where windows leave out least."""
         patterns = [self.plain[0].held["attn_scores"][layer] for layer in self.attention_layers]
         if not patterns:
             return None

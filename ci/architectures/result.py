@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -89,6 +90,12 @@ def problems(found: Result) -> list[str]:
     if found.peak is not None and not found.peak >= PEAKED:
         wrong.append(f"attention is flat: {found.peak:.2f} times an even row")
     return wrong
+
+
+def unexpected(lacks: Iterable[str], expected: Iterable[str]) -> list[str]:
+    """Roles without a tensor where there should be one, and those that have one although they should not."""
+    wrong = [f"no tensor for {role}" for role in lacks if role not in expected]
+    return wrong + [f"a tensor for {role}, which was said to be lacking" for role in expected if role not in lacks]
 
 
 def _over(what: str, error: float, bound: float) -> list[str]:

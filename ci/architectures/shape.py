@@ -60,6 +60,7 @@ class Shape:
         about: what of it is in use here.
         rounding: what llama.cpp computes in another way, a key of :data:`~ci.architectures.bounds.ROUNDINGS`.
         mixer_site: the graph's name of what :attr:`Modules.mixer` returns.
+        lacks: roles that transformers has and llama.cpp's graph names no tensor for -> why, for the page.
         dead_site: a name that llama.cpp gives after the tensor's use: it can be read, and editing it is an error.
         norm_shift: what its norms add to their weights, where transformers' own are made without regard to that.
         for_converter: keys of config.json as the converter expects them, where transformers 5 drops or renames them.
@@ -74,6 +75,7 @@ class Shape:
     rounding: str = ""
     mixer_site: str = ""
     dead_site: str = ""
+    lacks: Mapping[str, str] = field(default_factory=dict)
     without: tuple[str, ...] = ()
     norm_shift: int = 0
     for_converter: Mapping[str, Any] = field(default_factory=dict)

@@ -12,6 +12,8 @@ from .shape import (
     D_HEAD, N_CTX, N_EMBD, N_EXPERT, N_FF, N_FF_EXPERT, N_HEAD, N_HEAD_KV, N_LAYER, N_USED, WINDOW, Modules, Shape
 )  # fmt: skip
 
+_UNNAMED = "its model file names no tensor there; `attn_out` is what is added to `resid_pre`"
+
 _NO_GROUPS = ("num_key_value_heads",)
 _OWN_NAMES = (
     "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
@@ -87,6 +89,7 @@ SHAPES: tuple[Shape, ...] = (
     Shape(
         "nemotron", "nemotron", "the same behind LayerNorm, a part of each head rotated", {"head_dim": 16},
         norm_shift=1,
+        lacks={"mlp_out": "`ffn_out` is the residual stream after the MLP, and nothing names what is added to it"},
     ),
     Shape(
         "apertus", "apertus", "an activation function with weights (xIELU), norms on queries and keys", {},
@@ -104,7 +107,10 @@ SHAPES: tuple[Shape, ...] = (
          "tie_word_embeddings": True},
         _GEMMA, rounding="gelu",
     ),
-    Shape("phi3", "phi3", "queries, keys and values in one matrix, gate and up in another", {"sliding_window": None}),
+    Shape(
+        "phi3", "phi3", "queries, keys and values in one matrix, gate and up in another", {"sliding_window": None},
+        lacks={"resid_mid": _UNNAMED},
+    ),
     Shape(
         "phi2", "phi", "attention and MLP side by side behind one norm, a part of each head rotated",
         {"num_key_value_heads": N_HEAD, "intermediate_size": 4 * N_EMBD},
@@ -199,6 +205,7 @@ SHAPES: tuple[Shape, ...] = (
         {"intermediate_size_mlp": N_FF, "intermediate_size": N_FF_EXPERT, "num_local_experts": N_EXPERT,
          "num_experts_per_tok": 1, "head_dim": D_HEAD, "interleave_moe_layer_step": 2, "attention_chunk_size": 64},
         Modules(mlp="feed_forward", mlp_out="feed_forward", mlp_last=""),
+        lacks={"mlp_in": "in layers of experts its model file calls `ffn_norm` what attention returned"},
     ),
     Shape(
         "cohere", "cohere", "attention and a gated MLP side by side, scaled logits",
@@ -264,6 +271,7 @@ SHAPES: tuple[Shape, ...] = (
         Modules(final_norm="model.final_layernorm", mlp="feed_forward", mlp_out="feed_forward",
                 mlp_last="feed_forward.down_proj", mlp_norm="pre_ff_layernorm", mixer="mamba"),
         mixer_site="ffn_inp", dead_site="ffn_inp",
+        lacks={"resid_mid": "its model file gives that name, `ffn_inp`, to what attention or Mamba returned"},
     ),
     Shape(
         "granite-hybrid", "granitemoehybrid", "hybrid: Mamba 2, with attention in every other layer; experts",
@@ -287,6 +295,7 @@ SHAPES: tuple[Shape, ...] = (
         Modules(final_norm="model.embedding_norm", z="self_attn.out_proj", mlp="feed_forward", mlp_out="feed_forward",
                 mlp_last="feed_forward.w2", mlp_norm="ffn_norm", mixer="conv"),
         mixer_site="model.layers.{}.conv.out_proj",
+        lacks={"resid_mid": _UNNAMED, "mlp_out": "its model file gives such a name to what the MLP takes"},
     ),
     Shape(
         "qwen3-next", "qwen3_next", "hybrid: gated delta nets, with gated attention in every other layer; experts",

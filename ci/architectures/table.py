@@ -11,6 +11,7 @@ from ci.benchmark.report import Table
 
 from . import ROOT
 from .bounds import ROUNDINGS
+from .shapes import BY_NAME
 
 if TYPE_CHECKING:
     from .result import Effect, Result
@@ -32,19 +33,8 @@ GROUPS = {
 EDITS = ("zero head", "patch", "knockout", "zero mixer")
 EXACT = ("captures", "resume", "stop", "unembed")
 
-#: of what these layers have none
 RECURRENT = "recurrent layers have none"
-
-#: why else something is lacking: (architecture, what)
-WHY = {
-    ("phi3", "resid_mid"): "its model file names no tensor there; `attn_out` is what is added to `resid_pre`",
-    ("nemotron", "mlp_out"): "`ffn_out` is the residual stream after the MLP, and nothing names what is added to it",
-    ("llama4", "mlp_in"): "in layers of experts its model file gives that name, `ffn_norm`, to what attention returned",
-    ("lfm2", "resid_mid"): "its model file names no tensor there; `attn_out` is what is added to `resid_pre`",
-    ("lfm2", "mlp_out"): "its model file gives such a name to what the MLP takes",
-    ("jamba", "resid_mid"): "its model file gives that name, `ffn_inp`, to what attention or Mamba returned",
-    ("jamba", "edits of ffn_inp"): "the name comes after the tensor's use, so that it can be read only",
-}
+DEAD = "the name comes after the tensor's use, so that it can be read only"
 
 
 def tables(results: list[Result]) -> list[Table]:
@@ -90,7 +80,8 @@ def _effect(edit: Effect) -> str:
 def _lacking(results: list[Result]):
     for found in results:
         for what, message in found.lacks.items():
-            yield found.name, what, WHY.get((found.name, what), RECURRENT), message
+            why = DEAD if what.startswith("edits of") else BY_NAME[found.name].lacks.get(what, RECURRENT)
+            yield found.name, what, why, message
 
 
 def write(results: list[Result]) -> None:
