@@ -159,7 +159,7 @@ def test_what_is_lacking_unexpectedly_is_a_problem_and_so_is_what_no_longer_lack
 
 # // the page
 
-RECURRENT = ("mamba2", "jamba", "granite-hybrid", "lfm2", "qwen3-next")
+RECURRENT = ("mamba2", "jamba", "granite-hybrid", "bamba", "lfm2", "qwen3-next")
 
 
 @pytest.fixture(scope="module")

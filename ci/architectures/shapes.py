@@ -283,6 +283,15 @@ SHAPES: tuple[Shape, ...] = (
         mixer_site="mamba_out", for_converter={"layer_types": ["mamba", "attention"] * 2},
     ),
     Shape(
+        # in part, as released, the converter orders queries and keys wrongly: docs/architectures.md
+        "bamba", "bamba", "hybrid: Mamba 2, with attention in every other layer, whole heads rotated",
+        {**_MAMBA2, "attn_layer_indices": [1, 3],
+         "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 1.0}},
+        Modules(final_norm="model.final_layernorm", mlp="feed_forward", mlp_out="feed_forward",
+                mlp_last="feed_forward.down_proj", mlp_norm="pre_ff_layernorm", mixer="mamba"),
+        mixer_site="mamba_out", for_converter={"attn_rotary_emb": 16},
+    ),
+    Shape(
         "falcon-h1", "falcon_h1", "hybrid: attention and Mamba 2 side by side in every layer",
         {**_MAMBA2, "mamba_d_ssm": 192, "head_dim": D_HEAD},
         Modules(final_norm="model.final_layernorm", mlp="feed_forward", mlp_out="feed_forward",
