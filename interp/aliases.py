@@ -15,12 +15,12 @@ Aliases hold on every architecture that names such a tensor; ``docs/sites.md`` l
 TransformerLens' names mean what they mean there, of a model whose weights are not folded, centred or reordered:
 
 - ``hook_attn_out`` and ``hook_mlp_out`` are what is added to the residual stream: after the norm behind the module
-  where there is one.
+  where there is one. Granite multiplies them by a number on the way, after which its graph names no tensor.
 - ``attn.hook_q`` and ``attn.hook_k`` are the projections with their bias: before norm, rotation and scale.
   ``attn.hook_rot_q`` and ``attn.hook_rot_k`` are the rotated ones, not yet scaled.
 - ``mlp.hook_pre`` is what the activation function takes (of a gated MLP, the gate), ``mlp.hook_pre_linear`` what the
   gate is multiplied with, ``mlp.hook_post`` is ``mlp_act``.
-- ``hook_embed`` includes the scale that Gemma puts on its embeddings.
+- ``hook_embed`` includes the scale that Gemma puts on its embeddings, and the norm that BLOOM does.
 - ``ln_final.hook_normalized`` is ``final_norm``, with the norm's weights: folding would move them into the head.
 
 Within a head, some GGUF files hold the dimensions of queries and keys in another order than transformers (Llama,
@@ -88,6 +88,12 @@ _OWN = tuple(role for hook, role in (_BLOCK_HOOKS | _MODEL_HOOKS).items() if hoo
 #: all that :func:`resolve` knows
 ROLES = (*ALIASES, *_OWN)
 
+#: what a layer without attention has none of
+OF_ATTENTION = frozenset({
+    ATTN_SCORES, ATTN_LOGITS, ATTN_PROJ, "z", "q", "k", "v", "q_pre", "k_pre",
+    *(role for role in _BLOCK_HOOKS.values() if role.startswith("attn.")),
+})  # fmt: skip
+
 _COPY = "it is a copy of the residual stream that only one branch reads, and the graph makes none"
 _NORMALIZED = "there it is before or after the norm's weights, by the kind of norm; attn_norm and ffn_norm are after"
 
@@ -132,6 +138,7 @@ _CANDIDATES: dict[str, tuple[str, ...]] = {
         "ffn_gelu",
         "ffn_silu",
         "ffn_relu",
+        "ffn_xielu",
     ),
     "mlp_out": ("ffn_moe_out#0", "ffn_out#0"),
 }
@@ -142,6 +149,9 @@ _CANDIDATES_BY_ARCH: dict[tuple[str, str], tuple[str, ...]] = {
     ("falcon", "mlp_in"): ("attn_norm",),
     ("command-r", "mlp_in"): ("attn_norm",),
     ("cohere2", "mlp_in"): ("attn_norm",),
+    ("cohere2moe", "mlp_in"): ("attn_norm",),
+    ("phi2", "mlp_in"): ("attn_norm",),
+    ("plamo", "mlp_in"): ("attn_norm",),
     # norms behind the modules only
     ("olmo2", "mlp_in"): ("ffn_inp",),
     ("exaone4", "mlp_in"): ("ffn_inp",),
@@ -151,6 +161,23 @@ _CANDIDATES_BY_ARCH: dict[tuple[str, str], tuple[str, ...]] = {
     ("qwen3next", "mlp_in"): ("attn_post_norm",),
     ("qwen35", "mlp_in"): ("attn_post_norm",),
     ("qwen35moe", "mlp_in"): ("attn_post_norm",),
+    ("glm4moe", "mlp_in"): ("post_attn_norm",),
+    ("dbrx", "mlp_in"): ("attn_out_norm",),
+    ("lfm2", "mlp_in"): ("model.layers.{}.ffn_norm",),
+    ("lfm2moe", "mlp_in"): ("model.layers.{}.ffn_norm",),
+    # ffn_out comes once, and is what the residual stream is after it
+    ("apertus", "mlp_out"): ("ffn_down",),
+    ("cogvlm", "mlp_out"): (),
+    ("nemotron", "mlp_out"): (),
+    ("pangu-embedded", "mlp_out"): (),
+    # the sum of experts and of what all tokens share
+    ("glm4moe", "mlp_out"): ("ffn_out#0",),
+    ("hunyuan-moe", "mlp_out"): ("ffn_out#0",),
+    ("hy_v3", "mlp_out"): ("ffn_out#0",),
+    ("step35", "mlp_out"): ("ffn_out#0",),
+    ("llama4", "mlp_out"): ("ffn_moe_out_merged", "ffn_out#0"),
+    ("grovemoe", "mlp_out"): ("ffn_final_moe_out",),
+    ("grok", "mlp_out"): ("ffn_out#1", "ffn_moe_out#0"),
     # called ffn_inp, but it is attention's output, and replacing it does nothing
     ("jamba", "resid_mid"): (),
     ("glm4", "hook_attn_out"): ("post_attn_norm",),
@@ -221,7 +248,9 @@ def resolve(table, role: str, layer: int):
     if role == "final_norm":
         return _first(table, ("result_norm",), -1) if layer == -1 else None
     if role == "hook_embed":
-        return _first(table, ("inp_scaled", "embd"), -1) if layer == -1 else None
+        # of BLOOM it is after the norm behind them
+        names = ("inp_norm",) if table.arch == "bloom" else ("inp_scaled", "embd")
+        return _first(table, names, 0 if table.arch == "bloom" else -1) if layer == -1 else None
     if role == "hook_pos_embed":
         return _first(table, ("pos_embd",), -1) if layer == -1 else None
     if layer < 0:
@@ -241,6 +270,12 @@ def _first(table, candidates: Iterable[str], layer: int):
         if found:
             return found
     return None
+
+
+def _mlp_in(table, layer: int):
+    # what llama4 calls ffn_norm in a layer of experts is what attention returned
+    is_other = table.arch == "llama4" and table.has("ffn_moe_out_merged", layer)
+    return None if is_other else _first(table, _CANDIDATES["mlp_in"], layer)
 
 
 def _mlp_out(table, layer: int):
@@ -326,6 +361,7 @@ _SPECIAL = {
     "v": _last("V"),
     "q_pre": _before_rotation("Q"),
     "k_pre": _before_rotation("K"),
+    "mlp_in": _mlp_in,
     "mlp_out": _mlp_out,
     "hook_attn_out": _added("hook_attn_out", "attn_out"),
     "hook_mlp_out": _added("hook_mlp_out", "mlp_out"),

@@ -11,7 +11,7 @@ import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from .aliases import ALIASES, ATTN_LOGITS, ATTN_SCORES, HOOKS, ROLES, parse, resolve, why_without_tensor
+from .aliases import ALIASES, ATTN_LOGITS, ATTN_SCORES, HOOKS, OF_ATTENTION, ROLES, parse, resolve, why_without_tensor
 from .errors import SiteError
 
 # what other modules take from here
@@ -212,7 +212,8 @@ class SiteTable:
                 break
             if site.dtype == "float32" and site.editable and site.shape == (None, n_embd):
                 found = site
-        return found
+        # the norm behind the embeddings is named as a part of layer 0
+        return self._by_key.get(Key("inp_norm", 0, 0), found)
 
     def find(self, text: str, layer: int | None = None) -> list[Site]:
         """The sites that a name means: one in each layer that has it, in order; at most one if a layer is given.
@@ -298,7 +299,13 @@ class SiteTable:
                     found[site.key].append((role, layer))
         return found
 
+    def _has_attention(self, layer: int | None = None) -> bool:
+        sites = self.sites if layer is None else self.in_layer(layer)
+        return any(site.is_attention or site.name.startswith("Qcur") for site in sites)
+
     def _unknown(self, text: str, name: str) -> str:
+        if name in OF_ATTENTION and not self._has_attention():
+            return f"The architecture {self.arch} has no attention, so no {text!r}. What it has: model.sites()"
         reason = why_without_tensor(text)
         if reason:
             return f"The graph has no tensor for TransformerLens' {text!r}: {reason}."
@@ -309,7 +316,14 @@ class SiteTable:
         return f"This {self.arch} model has no site {text!r}. {hint} All of them: model.sites()"
 
     def _absent(self, text: str, name: str, layer: int | None, occurrence: int | None) -> str:
-        layers = sorted({site.layer for site in self.sites if site.name == name and site.layer >= 0})
+        if name in ROLES and occurrence is None:  # a graph's own name may be spelled the same
+            layers = [il for il in range(self.n_layer) if resolve(self, name, il)]
+        else:
+            layers = sorted({site.layer for site in self.sites if site.name == name and site.layer >= 0})
+        if name in OF_ATTENTION and not self._has_attention(layer):
+            if not layers:
+                return self._unknown(text, name)
+            return f"Layer {layer} has no attention, so no {text!r}; layers that have it: {', '.join(map(str, layers))}."
         if name in ROLES and not layers:
             where = f" in layer {layer}" if layer is not None else ""
             return f"The architecture {self.arch} names no tensor for {text!r}{where}. What it names: model.sites()"

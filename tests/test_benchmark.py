@@ -32,7 +32,9 @@ def test_a_part_of_the_page_is_replaced_and_the_others_stay(page, name):
     start, _, rest = page.read_text(encoding="utf-8").partition(f"<!-- {name}: ")
     part, _, end = rest.partition(f"<!-- end of {name} -->")
     assert start == before.partition(f"<!-- {name}: ")[0] and end == before.partition(f"<!-- end of {name} -->")[2]
-    assert "```sh\nmeasure it\n```" in part and "3 rounds. Load of the machine before and after: 0.1.\n" in part
+    # where lines break depends on which packages are there to be named
+    said = " ".join(part.split())
+    assert "```sh\nmeasure it\n```" in part and "3 rounds. Load of the machine before and after: 0.1. " in said
     assert part.endswith("| case | ratio |\n| --- | ---: |\n| a row | 0.25 |\n\n")
     assert list(page.parent.iterdir()) == [page]
 

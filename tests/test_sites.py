@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import pytest
 
 import interp
 import models
 from conftest import PROMPT
-from interp.sites import ALIASES, parse
+from interp.sites import ALIASES, Site, SiteTable, parse
 
 LENS_NAMES = {
     "blocks.1.hook_resid_pre": "resid_pre",
@@ -121,3 +123,78 @@ def test_asking_a_run_for_what_it_does_not_hold_says_what_it_holds(tiny):
         run["l_out", 1]
     with pytest.raises(interp.SiteError, match="Captured: l_out"):
         run["z", 0]
+
+
+# architectures that no small model here has: their tables by hand
+
+
+def table_of(arch: str, names: list[tuple[str, int]], n_layer: int = 2) -> SiteTable:
+    """A table with these names and layers, in this order, each a residual stream of width 8."""
+    sites, seen = [], Counter()
+    for name, layer in names:
+        sites.append(Site(name, layer, ("n_tokens", "n_embd"), (None, 8), seen[name, layer], 1, rows_axis=1))
+        seen[name, layer] += 1
+    return SiteTable(sites, arch, n_layer, 8)
+
+
+def layered(*names: str) -> list[tuple[str, int]]:
+    return [(name, layer) for layer in range(2) for name in names]
+
+
+def test_what_enters_layer_0_is_after_the_norm_of_the_embeddings():
+    bloom = table_of("bloom", [("embd", -1), ("inp_norm", 0), *layered("attn_norm", "Qcur", "kqv_out", "l_out")])
+    for name in ("resid_pre-0", "blocks.0.hook_resid_pre", "hook_embed"):
+        assert [str(site.key) for site in bloom.find(name)] == ["inp_norm-0#0"], name
+    llama = table_of("llama", [("embd", -1), *layered("attn_norm", "Qcur", "kqv_out", "l_out")])
+    assert str(llama.find("resid_pre-0")[0].key) == str(llama.find("hook_embed")[0].key) == "embd#0"
+
+
+@pytest.mark.parametrize("name", ["attn_scores", "attn_logits", "z", "q", "k_pre", "blocks.1.attn.hook_pattern"])
+def test_a_model_without_attention_says_so(name):
+    mamba = table_of("mamba2", [("embd", -1), *layered("attn_norm", "mamba_out", "l_out")])
+    with pytest.raises(interp.SiteError, match="mamba2 has no attention"):
+        mamba.find(name)
+    with pytest.raises(interp.SiteError, match="names no tensor for 'mlp_out'"):
+        mamba.find("mlp_out", 0)
+
+
+@pytest.mark.parametrize("name", ["attn_scores", "z"])
+def test_a_layer_without_attention_says_so_and_where_there_is_some(name):
+    names = [("embd", -1), ("z", 0), ("l_out", 0), ("Qcur", 1), ("attn_scores", 1), ("kqv_out", 1), ("l_out", 1)]
+    hybrid = table_of("qwen3next", names)  # its recurrent layers have a z of their own
+    assert [site.layer for site in hybrid.find(name)] == [1]
+    with pytest.raises(interp.SiteError, match=rf"Layer 0 has no attention, so no '{name}'; layers that have it: 1\."):
+        hybrid.find(name, 0)
+    assert str(hybrid.find("z-0#0")[0].key) == "z-0#0"
+
+
+@pytest.mark.parametrize(
+    ("arch", "names", "role", "key"),
+    [
+        # one ffn_out, behind the addition: the residual stream, not what the MLP returns
+        ("nemotron", ["ffn_norm", "ffn_out", "l_out"], "mlp_out", None),
+        ("nemotron", ["ffn_norm", "ffn_out", "l_out"], "hook_mlp_out", None),
+        ("apertus", ["ffn_norm", "ffn_xielu", "ffn_down", "ffn_out", "l_out"], "mlp_out", "ffn_down-1#0"),
+        ("apertus", ["ffn_norm", "ffn_xielu", "ffn_down", "ffn_out", "l_out"], "mlp_act", "ffn_xielu-1#0"),
+        # the shared expert goes by another name
+        ("glm4moe", ["post_attn_norm", "ffn_moe_out", "ffn_shexp_out", "ffn_out", "l_out"], "mlp_out", "ffn_out-1#0"),
+        ("glm4moe", ["post_attn_norm", "ffn_moe_out", "ffn_shexp_out", "ffn_out", "l_out"], "mlp_in", "post_attn_norm-1#0"),
+        ("llama4", ["ffn_norm", "ffn_moe_out", "ffn_moe_out_merged", "ffn_out"], "mlp_out", "ffn_moe_out_merged-1#0"),
+        ("llama4", ["ffn_norm", "ffn_moe_out", "ffn_moe_out_merged", "ffn_out"], "mlp_in", None),
+        ("llama4", ["ffn_norm", "ffn_out", "ffn_out"], "mlp_in", "ffn_norm-1#0"),
+        ("llama4", ["ffn_norm", "ffn_out", "ffn_out"], "mlp_out", "ffn_out-1#0"),
+        ("grok", ["ffn_norm", "ffn_moe_out", "ffn_out", "ffn_out", "ffn_out"], "mlp_out", "ffn_out-1#1"),
+        ("grok", ["ffn_norm", "ffn_moe_out", "ffn_out"], "mlp_out", "ffn_moe_out-1#0"),
+        ("phi2", ["attn_norm", "ffn_out", "l_out"], "mlp_in", "attn_norm-1#0"),
+        ("lfm2", ["model.layers.{}.ffn_norm", "l_out"], "mlp_in", "model.layers.{}.ffn_norm-1#0"),
+        # and as most have it
+        ("llama", ["ffn_norm", "ffn_out", "ffn_out", "l_out"], "mlp_out", "ffn_out-1#0"),
+    ],
+)
+def test_the_mlp_is_what_its_architecture_calls_so(arch, names, role, key):
+    table = table_of(arch, [("embd", -1), *layered(*names)])
+    if key is None:
+        with pytest.raises(interp.SiteError, match=f"{arch} names no tensor for '{role}'"):
+            table.find(role, 1)
+    else:
+        assert [str(site.key) for site in table.find(role, 1)] == [key]

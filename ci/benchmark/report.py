@@ -29,11 +29,12 @@ PACKAGES = ("numpy", "llama-cpp-python", "torch", "transformers", "transformer-l
 
 @dataclass(frozen=True)
 class Table:
-    """A title, the names of the columns, and lines of text."""
+    """A title, the names of the columns, and lines of text; ``left`` names the columns that hold words."""
 
     title: str
     columns: tuple[str, ...]
     lines: list[tuple[str, ...]]
+    left: tuple[str, ...] = ("case", "library", "weights")
 
     def print(self) -> None:
         from rich.console import Console
@@ -41,13 +42,13 @@ class Table:
 
         table = Rich(title=self.title, title_justify="left")
         for name in self.columns:
-            table.add_column(name, justify="left" if name in ("case", "library", "weights") else "right")
+            table.add_column(name, justify="left" if name in self.left else "right")
         for line in self.lines:
             table.add_row(*line)
         Console(width=120).print(table)
 
     def markdown(self) -> str:
-        rule = ["---" if name in ("case", "library", "weights") else "---:" for name in self.columns]
+        rule = ["---" if name in self.left else "---:" for name in self.columns]
         rows = [self.columns, rule, *self.lines]
         return f"**{self.title}**\n\n" + "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
