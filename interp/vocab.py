@@ -6,7 +6,10 @@ import ctypes as ct
 import operator
 
 from . import header, native
-from .errors import RunError
+from .errors import ModelError, RunError
+
+#: what the library answers where llama.cpp gives up, ``INT32_MIN``
+_FAILED = -(1 << 31)
 
 
 class Vocab:
@@ -39,6 +42,7 @@ class Vocab:
 
         Raises:
             RunError: not a text, or one that UTF-8 cannot hold.
+            ModelError: the tokenizer fails.
         """
         if not isinstance(text, str):
             raise RunError(f"A text is a str, not {type(text).__name__}.")
@@ -52,9 +56,7 @@ class Vocab:
             n = self._lib.tokenize(self._handle, data, len(data), buf, room, int(special), 1)
             if n >= 0:
                 return list(buf[:n])
-            if -n <= room:
-                raise RunError("The text cannot be tokenized.")
-            room = -n
+            room = self._needed(n, room, "this text cannot be tokenized")
 
     def check(self, tokens) -> list[int]:
         """Token ids as a list of plain integers.
@@ -81,8 +83,21 @@ class Vocab:
             if n >= 0:
                 self._bytes[token] = self._piece.raw[:n]
             else:
-                self._piece = ct.create_string_buffer(-n)
+                self._piece = ct.create_string_buffer(self._needed(n, len(self._piece), f"token {token} has no text"))
         return self._bytes[token]
+
+    def _needed(self, n: int, room: int, problem: str) -> int:
+        """How much a call needs that answered with ``n``, which is negative.
+
+        Raises:
+            ModelError: more would not help.
+        """
+        if n == _FAILED or -n <= room:
+            reason = self._lib.reason() if n == _FAILED else "it says no length"
+            raise ModelError(
+                f"The model's tokenizer fails, so that {problem}: {reason}. Give token ids, or use another file."
+            )
+        return -n
 
     def pieces(self, tokens) -> list[str]:
         """The text of each token."""
