@@ -127,6 +127,8 @@ class Attached(Model):
             self._lib.free(handle)
 
     def _check_open(self) -> None:
+        if self._is_foreign:
+            raise RunError(self._closed)
         if not self._handle:
             raise RunError("This model is closed: it was detached, or its Llama was closed. See interp.attach(llm).")
 

@@ -7,6 +7,7 @@ import operator
 
 from . import header, native
 from .errors import ModelError, RunError
+from .leases import Lease
 
 #: what the library answers where llama.cpp gives up, ``INT32_MIN``
 _FAILED = -(1 << 31)
@@ -16,23 +17,12 @@ class Vocab:
     """Tokenizer of a loaded model; the model's own, so that token ids are what it was trained on."""
 
     def __init__(self, lib: native.Library, handle: int, info: header.Info):
-        self._lib, self._open_handle = lib, handle
+        self._lib, self.lease = lib, Lease(handle)
         self.n_vocab, self.add_bos = info.n_vocab, bool(info.add_bos)
         self.bos, self.eos = info.token_bos, info.token_eos  # -1: none
-        self._piece = ct.create_string_buffer(256)
         # what was asked for once: the same tokens come again and again
         self._bytes: dict[int, bytes] = {}
         self._ends: dict[int, bool] = {}
-
-    def close(self) -> None:
-        """The model is gone."""
-        self._open_handle = None
-
-    @property
-    def _handle(self) -> int:
-        if not self._open_handle:
-            raise RunError("This model is closed.")
-        return self._open_handle
 
     def tokens(self, text: str, special: bool = True) -> list[int]:
         """Token ids of a text.
@@ -53,7 +43,8 @@ class Vocab:
         room = len(data) + 8
         while True:
             buf = (ct.c_int32 * room)()
-            n = self._lib.tokenize(self._handle, data, len(data), buf, room, int(special), 1)
+            with self.lease.used() as handle:
+                n = self._lib.tokenize(handle, data, len(data), buf, room, int(special), 1)
             if n >= 0:
                 return list(buf[:n])
             room = self._needed(n, room, "this text cannot be tokenized")
@@ -77,13 +68,15 @@ class Vocab:
 
     def bytes_of(self, token: int) -> bytes:
         """The bytes of a token: not always whole characters."""
-        handle = self._handle
+        room = 256
         while token not in self._bytes:
-            n = self._lib.token_to_piece(handle, token, self._piece, len(self._piece))
+            buf = ct.create_string_buffer(room)
+            with self.lease.used() as handle:
+                n = self._lib.token_to_piece(handle, token, buf, room)
             if n >= 0:
-                self._bytes[token] = self._piece.raw[:n]
+                self._bytes[token] = buf.raw[:n]
             else:
-                self._piece = ct.create_string_buffer(self._needed(n, len(self._piece), f"token {token} has no text"))
+                room = self._needed(n, room, f"token {token} has no text")
         return self._bytes[token]
 
     def _needed(self, n: int, room: int, problem: str) -> int:
@@ -113,9 +106,9 @@ class Vocab:
 
     def is_end(self, token: int) -> bool:
         """Whether the token ends a generation."""
-        handle = self._handle
         if token not in self._ends:
-            self._ends[token] = bool(self._lib.token_is_eog(handle, token))
+            with self.lease.used() as handle:
+                self._ends[token] = bool(self._lib.token_is_eog(handle, token))
         return self._ends[token]
 
 
