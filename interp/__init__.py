@@ -3,7 +3,8 @@
 Where things are, and where new ones go:
 
 - a model and its runs: ``model``, on ``session`` (one run at a time), ``program`` (what a run reads and changes), ``run``;
-  what the methods do that are more than a run: ``generate``, ``chat``, ``state`` (prefixes), ``parts`` (resume, unembed)
+  what the methods do that are more than a run: ``generate``, ``chat``, ``state`` (prefixes), ``parts`` (resume, unembed);
+  what threads may use beside a run: ``leases``; what a forked process lets go of: ``forks``
 - an edit: ``edits``; one that takes values from other runs: ``patching``; what it is written in: ``graph`` and ``trace``
 - a name for a tensor: ``aliases`` (roles on every architecture), ``sites`` (selectors)
 - an analysis of one run: a module of its own, as ``lens``, ``attention``, ``attribution``

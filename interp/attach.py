@@ -76,7 +76,7 @@ def attach(llm) -> "Attached":
     cpp.llama_log_set(cpp._logger.llama_log_callback, ct.c_void_p(0))
     handle = lib.attach(llm._ctx.ctx)
     if not handle:
-        reason = (lib.error(None) or b"").decode()
+        reason = (lib.error(None) or b"").decode(errors="replace")
         raise RunError(f"No Model can be attached to this Llama: {reason}. Detach the one that it has: model.detach().")
     return Attached(lib, handle, cpp, llm)
 
@@ -127,6 +127,8 @@ class Attached(Model):
             self._lib.free(handle)
 
     def _check_open(self) -> None:
+        if self._is_foreign:
+            raise RunError(self._closed)
         if not self._handle:
             raise RunError("This model is closed: it was detached, or its Llama was closed. See interp.attach(llm).")
 

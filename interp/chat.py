@@ -106,12 +106,12 @@ def _environment():
     return environment
 
 
-def tokens_of(context: Context, text: str) -> list[int]:
+def tokens_of(context: Context, text: str, n_prefix: int) -> list[int]:
     """Tokens of a rendered conversation: the begin token once, whether or not the template writes it, and none after
     a prefix."""
     vocab = context.vocab
     tokens = vocab.tokens(text, special=False)
     begins = bool(tokens) and tokens[0] == vocab.bos
-    if context.n_prefix:
+    if n_prefix:
         return tokens[1:] if begins and vocab.add_bos else tokens
     return [vocab.bos, *tokens] if vocab.add_bos and vocab.bos >= 0 and not begins else tokens

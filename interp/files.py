@@ -163,6 +163,8 @@ class ArrayFile:
             if self.texts.get(_TEXT_SUM) != str(_sum_of_texts(self.texts)):
                 raise ValueError("its description was changed")
             self._sums = json.loads(self.texts[_ARRAY_SUMS])
+            if set(self._sums) != set(self.names):
+                raise ValueError("it does not hold the arrays that were saved")
 
     @property
     def format(self) -> str | None:
@@ -179,6 +181,8 @@ class ArrayFile:
             if name not in self.names:
                 raise ValueError(f"it holds no {name!r}")
             array = self._read(name)
+            if not isinstance(array, np.ndarray):  # numpy gives the bytes of what is no array of its own
+                raise ValueError(f"{name!r} is no array")
             if self._sums is not None and self._sums.get(name) != _sum_of_array(array):
                 raise ValueError(f"{name!r} was changed since it was saved")
             return array

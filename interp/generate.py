@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import codecs
 import math
+import threading
 import weakref
 from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -181,14 +183,16 @@ class Rows:
 
 
 def steps(
-    context: Context, tokens: list[int], options: Options, edits, capture, prompt: str | None, is_heard: bool
-) -> Generator[str, None, Generation]:
+    context: Context, tokens: list[int], options: Options, edits, capture, prompt: str | None, n_prefix: int,
+    is_heard: bool,
+) -> Generator[str, None, Generation]:  # fmt: skip
     """Generate, yielding text as it becomes available; the result is the :class:`Generation`.
 
     Everything is checked at once; the model is locked from the first step to the last.
 
     Args:
         prompt: the text that the tokens came from, if they did.
+        n_prefix: tokens of the prefix that the prompt was made for.
         is_heard: somebody wants the text piece by piece; else it may come all at the end.
 
     Raises:
@@ -197,7 +201,8 @@ def steps(
     """
     if not context._can_generate:
         raise RunError(f"A model of architecture {context.arch} is an encoder: it cannot generate.")
-    return _steps(context, tokens, options, context._program(capture, edits, len(tokens)), prompt, is_heard)
+    program = context._program(capture, edits, len(tokens), n_prefix=n_prefix)
+    return _steps(context, tokens, options, program, prompt, is_heard)
 
 
 def _steps(context: Context, tokens, options: Options, program, prompt, is_heard) -> Generator[str, None, Generation]:
@@ -252,17 +257,28 @@ class Stream:
 
     def __init__(self, context: Context, pieces: Generator[str, None, Generation]):
         self._context, self._pieces, self._generation = context, pieces, None
+        self._reading = threading.Lock()
 
     def __iter__(self) -> Iterator[str]:
         return self
 
     def __next__(self) -> str:
-        self._context._stream = weakref.ref(self)
+        with self._alone():
+            self._context._stream = weakref.ref(self)
+            try:
+                return next(self._pieces)
+            except StopIteration as end:
+                self._generation = self._generation or end.value
+                raise
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        if not self._reading.acquire(blocking=False):
+            raise RunError("This stream is being read, by another thread or by an edit: one at a time.")
         try:
-            return next(self._pieces)
-        except StopIteration as end:
-            self._generation = self._generation or end.value
-            raise
+            yield
+        finally:
+            self._reading.release()
 
     @property
     def generation(self) -> Generation:
@@ -277,7 +293,8 @@ class Stream:
 
     def close(self) -> None:
         """End the generation where it is, and let go of the model."""
-        self._pieces.close()
+        with self._alone():
+            self._pieces.close()
 
     def __enter__(self) -> "Stream":
         return self

@@ -37,6 +37,8 @@ class Model(Context):
             runs out or a device fails. Everything works as without; what it costs: docs/backends.md. There is a method
             more, ``kill()``, which ends a run that hangs from another thread, and an attribute, ``pid``.
 
+    Threads that share a model wait for each other; a forked process has to load its own.
+
     Raises:
         ModelError: the file is missing, no GGUF, damaged, or of an unknown architecture.
         DeviceError: a device that does not exist, an RPC server that does not answer, or too little memory for the layers.
@@ -156,11 +158,11 @@ class Model(Context):
     def graph(self, prompt, capture=(), edits=()) -> Graph:
         """The computation graph of a run, with what captures and edits add; arguments as in :meth:`run`."""
         graphs: list[Graph] = []
-        others, self._graph_functions = self._graph_functions, [graphs.append]
+        self._watching.functions = [graphs.append]
         try:
             self.run(prompt, capture, edits)
         finally:
-            self._graph_functions = others
+            del self._watching.functions
         return graphs[0]
 
     # runs
@@ -195,13 +197,16 @@ class Model(Context):
         if logits not in ("all", "last", None):
             raise RunError(f'logits={logits!r}: give "all", "last" or None.')
         stop = None if stop_after is None else self._residual(stop_after)
-        return self._run(self._prompt(prompt), capture, edits, logits, stop, prompt)
+        n_prefix = self.n_prefix
+        return self._run(self._prompt(prompt, n_prefix), capture, edits, logits, stop, prompt, n_prefix=n_prefix)
 
     def _run(
-        self, tokens: list[int], capture, edits, logits: str | None, stop=None, prompt=None, keep: bool = False
-    ) -> Run:
+        self, tokens: list[int], capture, edits, logits: str | None, stop=None, prompt=None, keep: bool = False,
+        n_prefix: int | None = None,
+    ) -> Run:  # fmt: skip
         """``keep``: leave the tokens in the cache, for whoever runs next."""
-        program = self._program(capture, edits, len(tokens), last_layer=stop.layer if stop else None)
+        last_layer = stop.layer if stop else None
+        program = self._program(capture, edits, len(tokens), last_layer=last_layer, n_prefix=n_prefix)
         outputs = self._outputs(program, len(tokens), "all" if stop is not None else logits)
         with self._session(program, stop, keep=keep) as handle:
             if logits != "all" and stop is None:
@@ -234,7 +239,9 @@ class Model(Context):
             RunError: as :meth:`run`, an option out of range, or the model is an encoder.
         """
         options = generate.Options.checked(max_tokens, temperature, seed, top_k, top_p, stop, on_text)
-        steps = self._steps(prompt, self._prompt(prompt), options, edits, capture, on_text is not None)
+        n_prefix = self.n_prefix
+        tokens = self._prompt(prompt, n_prefix)
+        steps = self._steps(prompt, tokens, options, edits, capture, n_prefix, on_text is not None)
         return generate.finish(steps, on_text)
 
     def stream(
@@ -247,11 +254,15 @@ class Model(Context):
         else. Arguments and errors as in :meth:`generate`.
         """
         options = generate.Options.checked(max_tokens, temperature, seed, top_k, top_p, stop)
-        return generate.Stream(self, self._steps(prompt, self._prompt(prompt), options, edits, capture))
+        n_prefix = self.n_prefix
+        tokens = self._prompt(prompt, n_prefix)
+        return generate.Stream(self, self._steps(prompt, tokens, options, edits, capture, n_prefix))
 
-    def _steps(self, prompt, tokens: list[int], options: generate.Options, edits, capture, is_heard: bool = True):
+    def _steps(
+        self, prompt, tokens: list[int], options: generate.Options, edits, capture, n_prefix: int, is_heard: bool = True,
+    ):  # fmt: skip
         text = prompt if isinstance(prompt, str) else None
-        return generate.steps(self, tokens, options, edits, capture, text, is_heard)
+        return generate.steps(self, tokens, options, edits, capture, text, n_prefix, is_heard)
 
     def chat(
         self, messages, max_tokens: int = 64, edits=(), capture=(), temperature: float = 0.0, seed: int = 0, *,
@@ -270,10 +281,11 @@ class Model(Context):
             RunError: malformed messages, or the template refuses them; and as :meth:`generate`.
         """
         options = generate.Options.checked(max_tokens, temperature, seed, top_k, top_p, stop, on_text)
-        prompt = self.chat_prompt(messages)
-        tokens = chat.tokens_of(self, prompt)
-        self._check_length(tokens)
-        return generate.finish(self._steps(prompt, tokens, options, edits, capture, on_text is not None), on_text)
+        prompt, n_prefix = self.chat_prompt(messages), self.n_prefix
+        tokens = chat.tokens_of(self, prompt, n_prefix)
+        self._check_length(tokens, n_prefix)
+        steps = self._steps(prompt, tokens, options, edits, capture, n_prefix, on_text is not None)
+        return generate.finish(steps, on_text)
 
     def chat_prompt(self, messages, add_generation_prompt: bool = True) -> str:
         """The text of a conversation, as the chat template in the model's file (``tokenizer.chat_template``) has it.
@@ -308,7 +320,7 @@ class Model(Context):
         """
         self._check_open()
         if prompt is None:
-            self._prefix = None
+            self._end_prefix()
             return None
         tokens = self.vocab.tokens(prompt) if isinstance(prompt, str) else self.vocab.check(prompt)
         if not tokens:

@@ -167,7 +167,7 @@ class Library:
 
     def reason(self, handle: int | None = None) -> str:
         """What the last function that failed says; of a handle, or, with None, of one that has none."""
-        return (self.error(handle) or b"").decode() or "no reason is given"
+        return (self.error(handle) or b"").decode(errors="replace") or "no reason is given"
 
 
 @lru_cache(maxsize=None)

@@ -18,16 +18,17 @@ def resume(model: "Model", resid, from_layer: int, tokens, edits, capture, logit
     """:meth:`Model.resume`: the output of the layer before is replaced, so what computes it is left out."""
     if logits not in ("all", "last"):
         raise RunError(f'logits={logits!r}: give "all" or "last".')
+    model._check_open()
     if model.n_prefix:
         raise RunError("A resumed run starts from nothing; a prefix is in force. End it first: model.prefix(None).")
-    prompt, tokens = tokens, model._prompt(tokens)
+    prompt, tokens = tokens, model._prompt(tokens, 0)
     first = model._table.layer_index(as_layer(from_layer))
     if first == 0:
         raise RunError("Layer 0 starts from tokens. Replace its input: edits=interp.replace('resid_pre-0', resid).")
     resid = np.ascontiguousarray(resid, dtype=np.float32)
     if resid.shape != (len(tokens), model.n_embd):
         raise RunError(f"resid has shape {resid.shape}; for this prompt it must be {(len(tokens), model.n_embd)}.")
-    program = model._program(capture, edits, len(tokens), first_layer=first)
+    program = model._program(capture, edits, len(tokens), first_layer=first, n_prefix=0)
     outputs = np.ones(len(tokens), np.int8)
     with model._session(program, None, (model._residual(first - 1), resid)) as handle:
         if logits == "last":

@@ -194,11 +194,11 @@ class Program:
                 len(ranges),
             )
             if status < 0:
-                raise RunError(lib.error(handle).decode())
+                raise RunError(lib.error(handle).decode(errors="replace"))
         for applied in self.edits:
             site = applied.site
             if lib.edit_add(handle, site.name.encode(), site.layer, site.occurrence, site.rows_axis) < 0:
-                raise RunError(lib.error(handle).decode())
+                raise RunError(lib.error(handle).decode(errors="replace"))
         callbacks = header.EDIT_FN(self._on_edit), header.HOST_FN(self._on_host)
         lib.set_edit_fn(handle, callbacks[0], None)
         lib.set_host_fn(handle, callbacks[1], None)
@@ -366,7 +366,7 @@ class Batch:
         """None, or the reason why not."""
         if lib.decode(handle, self.reference) == 0:
             return None
-        return (lib.error(handle) or b"the run failed").decode()
+        return (lib.error(handle) or b"the run failed").decode(errors="replace")
 
 
 def decode(lib: native.Library, handle: int, tokens: Sequence[int], first: int, outputs: np.ndarray) -> str | None:

@@ -18,7 +18,7 @@ import weakref
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from . import header, native
+from . import forks, header, native
 from .errors import DeviceError, RunError
 
 if TYPE_CHECKING:
@@ -111,6 +111,9 @@ class Connection:
     _all: "weakref.WeakValueDictionary[tuple[int, str], Connection]" = weakref.WeakValueDictionary()
     _making = threading.Lock()
 
+    #: those of the process that this one was forked from: the library would speak on its sockets
+    _foreign: set[tuple[int, str]] = set()
+
     def __init__(self, lib: native.Library, host: str, port: int):
         self.endpoint, self.lost = f"{host}:{port}", None
         self._lib, self._sock, self._is_open = lib, None, False
@@ -122,6 +125,7 @@ class Connection:
         if count < 0:
             raise DeviceError(f"The RPC server at {self.endpoint} cannot be used: {lib.reason()}.")
         self._is_open = True
+        forks.own(self)
         self.devices = list(devices[: min(count, len(devices))])
         self._watch(next((fd for fd in _sockets(port) if fd not in before), None))
 
@@ -132,6 +136,8 @@ class Connection:
         Raises:
             DeviceError: no server answers there.
         """
+        if (id(lib), f"{host}:{port}") in cls._foreign:
+            raise DeviceError(f"The connection with the RPC server {host}:{port} {forks.REASON}")
         with cls._making:
             found = cls._all.get((id(lib), f"{host}:{port}"))
             if found is not None and not found.is_lost():
@@ -203,6 +209,13 @@ class Connection:
             self._lib.rpc_disconnect(self.endpoint.encode())
             if self._sock is not None:
                 self._sock.close()
+
+    def _disown(self) -> None:
+        Connection._making = threading.Lock()
+        Connection._foreign.add((id(self._lib), self.endpoint))
+        self._is_open = False
+        if self._sock is not None:
+            self._sock.close()
 
     def __del__(self):
         self._close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes as ct
 import threading
 import weakref
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from . import header, native, state
+from . import forks, header, native, state
 from .errors import RunError, SiteError
 from .inspect import Graph
 from .program import Batch, Program, decode
@@ -38,6 +39,9 @@ class Context:
     #: what is said to whoever uses it then
     _closed = "This model is closed."
 
+    #: this is a fork of the process that loaded it
+    _is_foreign = False
+
     def _adopt(
         self, lib: native.Library, handle: int, path: Path, kv_type: str, n_ctx: int | None = None,
         servers: Servers | None = None,
@@ -52,6 +56,8 @@ class Context:
         self._stream: weakref.ref | None = None
         self._prefix: state.Prefix | None = None
         self._graph_functions: list[Callable[[Graph], None]] = []
+        #: of each thread that wants the graphs of its own runs
+        self._watching = threading.local()
         #: tells whoever left something in the cache whether it is still there
         self._n_rewinds = 0
         #: what the first layer of a partial run gave: whether its logits are those of the whole run
@@ -70,6 +76,7 @@ class Context:
         self._can_generate = bool(info.has_memory) and not info.has_encoder
         self.vocab = Vocab(lib, handle, info)
         self._handle = handle
+        forks.own(self)
         self.arch = self._meta("general.architecture")
         self.name = path.stem  # what the user knows it by; general.name is often a training label
 
@@ -112,8 +119,14 @@ class Context:
         """The handle, which nothing here uses any more."""
         handle, self._handle = self._handle, None
         if handle:
-            self.vocab.close()
+            self.vocab.lease.end(self._closed)
         return handle
+
+    def _disown(self) -> None:
+        """In a fork: the model is the parent's, and a thread that is not here may have been in the middle of a run."""
+        self._is_foreign, self._closed = True, f"This model {forks.REASON}"
+        self._lock, self._owner, self._handle = threading.Lock(), None, None
+        self.vocab.lease.forget(self._closed)
 
     def __del__(self):
         # nothing can run: a run or a stream would hold the model
@@ -148,6 +161,8 @@ class Context:
         self._is_paused = True
         try:
             yield
+            if self._is_foreign:
+                raise RunError(self._closed)
         finally:
             # the next piece may be asked for by another thread
             self._is_paused, self._owner = False, threading.get_ident()
@@ -159,7 +174,8 @@ class Context:
         room = 256
         while True:
             buf = ct.create_string_buffer(room)
-            n = self._lib.meta(self._handle, key.encode(), buf, room)
+            with self.vocab.lease.used() as handle:
+                n = self._lib.meta(handle, key.encode(), buf, room)
             if n < room:
                 return buf.value.decode(errors="replace") if n >= 0 else ""
             room = n + 1
@@ -179,31 +195,49 @@ class Context:
         """Tokens of the prefix in force, which every prompt continues; 0 without one."""
         return self._prefix.n_tokens if self._prefix is not None else 0
 
-    def _prompt(self, prompt) -> list[int]:
-        """The tokens of a prompt, which continues the prefix in force."""
+    def _prompt(self, prompt, n_prefix: int | None = None) -> list[int]:
+        """The tokens of a prompt, which continues a prefix.
+
+        Args:
+            n_prefix: tokens of the prefix; None: of the one in force. Whoever makes a program of the prompt gives both
+                the same number: another thread may end the prefix between the two.
+        """
         self._check_open()
-        if isinstance(prompt, str):
-            tokens = self.vocab.tokens(prompt, special=not self.n_prefix)
-        else:
-            tokens = self.vocab.check(prompt)
-        self._check_length(tokens)
+        n_prefix = self.n_prefix if n_prefix is None else n_prefix
+        is_text = isinstance(prompt, str)
+        tokens = self.vocab.tokens(prompt, special=not n_prefix) if is_text else self.vocab.check(prompt)
+        self._check_length(tokens, n_prefix)
         return tokens
 
-    def _check_length(self, tokens: list[int]) -> None:
+    def _check_length(self, tokens: list[int], n_prefix: int) -> None:
         if not tokens:
             raise RunError("The prompt is empty: give a text or at least one token.")
-        total = self.n_prefix + len(tokens)
+        total = n_prefix + len(tokens)
         if total > self.n_ctx:
-            after = f" after a prefix of {self.n_prefix}" if self.n_prefix else ""
+            after = f" after a prefix of {n_prefix}" if n_prefix else ""
             raise RunError(
                 f"The prompt has {len(tokens)} tokens{after}, but the context holds {self.n_ctx}. "
                 f"Load the model with n_ctx={total} or more, where its architecture allows that."
             )
 
-    def _program(self, captures, edits, n_prompt: int, first_layer: int = 0, last_layer: int | None = None) -> Program:
-        return Program(self._table, captures, edits, n_prompt, first_layer, last_layer, offset=self.n_prefix)
+    def _program(
+        self, captures, edits, n_prompt: int, first_layer: int = 0, last_layer: int | None = None,
+        n_prefix: int | None = None,
+    ) -> Program:  # fmt: skip
+        offset = self.n_prefix if n_prefix is None else n_prefix
+        return Program(self._table, captures, edits, n_prompt, first_layer, last_layer, offset=offset)
 
     # the cache
+
+    def _end_prefix(self, prefix: state.Prefix | None = None) -> None:
+        """No prefix is in force, once what runs in another thread is over.
+
+        Args:
+            prefix: only this one; None: any.
+        """
+        with contextlib.nullcontext() if self._owner == threading.get_ident() else self._lock:
+            if prefix in (None, self._prefix):
+                self._prefix = None
 
     @contextmanager
     def _memory(self, handle: int, keep: bool = False) -> Iterator[None]:
@@ -270,8 +304,9 @@ class Context:
     def _install(self, program: Program, handle: int) -> tuple[Callable, ...]:
         """Hand a program to the library, and its graphs to whoever asked for them; see :meth:`Program.install`."""
         callbacks = program.install(self._lib, handle)
-        if self._graph_functions:
-            callbacks += (program.show_graphs(self._lib, handle, self._graph_functions),)
+        functions = getattr(self._watching, "functions", self._graph_functions)
+        if functions:
+            callbacks += (program.show_graphs(self._lib, handle, functions),)
         return callbacks
 
     def _decode(
@@ -319,7 +354,7 @@ class Context:
 
     def _read_logits(self, handle: int, address: int, rows: int) -> None:
         if self._lib.logits_read(handle, address, -rows, rows) != 0:
-            raise RunError((self._lib.error(handle) or b"no logits").decode())
+            raise RunError((self._lib.error(handle) or b"no logits").decode(errors="replace"))
 
     def _stepper(self, program: Program, handle: int) -> Callable[[int, int, int], None]:
         """What runs one token at a position and writes its logits to an address: :meth:`_decode` for a generation."""

@@ -61,8 +61,7 @@ class Prefix:
 
     def close(self) -> None:
         """Later prompts start from nothing again. A prefix that is not in force any more may be closed again."""
-        if self.is_in_force:
-            self._context._prefix = None
+        self._context._end_prefix(self)
 
     def __enter__(self) -> "Prefix":
         return self
@@ -85,12 +84,15 @@ def begin(context: Context, tokens: list[int]) -> Prefix:
         RunError: the model has no cache, or the prompt leaves no room in it.
     """
     check_room(context, tokens)
-    context._prefix = None
+    with context._locked():
+        context._prefix = None
     context._state_sizes  # measured before the cache is in use
-    with context._locked() as handle, context._memory(handle):
-        compute(context, handle, tokens)
-        context._prefix = Prefix(context, tokens, read_state(context, handle, len(tokens)))
-    return context._prefix
+    with context._locked() as handle:
+        context._prefix = None  # another thread's
+        with context._memory(handle):
+            compute(context, handle, tokens)
+            prefix = context._prefix = Prefix(context, tokens, read_state(context, handle, len(tokens)))
+    return prefix
 
 
 def check_room(context: Context, tokens: list[int]) -> None:
@@ -139,7 +141,7 @@ def read_state(context: Context, handle: int, n_tokens: int) -> np.ndarray | Non
         return None
     state = np.empty(size, np.uint8)
     if context._lib.state_get(handle, 0, state.ctypes.data, size) != size:
-        reason = (context._lib.error(handle) or b"").decode() or "no reason given"
+        reason = (context._lib.error(handle) or b"").decode(errors="replace") or "no reason given"
         raise RunError(f"The cache cannot be read: {reason}.")
     return state
 
@@ -147,7 +149,7 @@ def read_state(context: Context, handle: int, n_tokens: int) -> np.ndarray | Non
 def write_state(context: Context, handle: int, state: np.ndarray) -> None:
     """Fill an empty cache."""
     if context._lib.state_set(handle, 0, state.ctypes.data, state.size) != state.size:
-        reason = (context._lib.error(handle) or b"").decode() or "it is of another size"
+        reason = (context._lib.error(handle) or b"").decode(errors="replace") or "it is of another size"
         raise RunError(f"The cache does not take the state of the prefix: {reason}.")
 
 
@@ -181,11 +183,12 @@ def load(context: Context, path) -> Prefix:
         state = file["state"]
         if not tokens or state.dtype != np.uint8 or state.ndim != 1:
             raise ValueError("it holds no cache")
-    context._prefix = None
-    with context._locked() as handle, context._memory(handle):
-        prefix = Prefix(context, tokens, np.ascontiguousarray(state) if state.size else None)
-        prefix.restore(handle)
-        context._prefix = prefix
+    with context._locked() as handle:
+        context._prefix = None
+        with context._memory(handle):
+            prefix = Prefix(context, tokens, np.ascontiguousarray(state) if state.size else None)
+            prefix.restore(handle)
+            context._prefix = prefix
     return prefix
 
 

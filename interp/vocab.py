@@ -6,30 +6,23 @@ import ctypes as ct
 import operator
 
 from . import header, native
-from .errors import RunError
+from .errors import ModelError, RunError
+from .leases import Lease
+
+#: what the library answers where llama.cpp gives up, ``INT32_MIN``
+_FAILED = -(1 << 31)
 
 
 class Vocab:
     """Tokenizer of a loaded model; the model's own, so that token ids are what it was trained on."""
 
     def __init__(self, lib: native.Library, handle: int, info: header.Info):
-        self._lib, self._open_handle = lib, handle
+        self._lib, self.lease = lib, Lease(handle)
         self.n_vocab, self.add_bos = info.n_vocab, bool(info.add_bos)
         self.bos, self.eos = info.token_bos, info.token_eos  # -1: none
-        self._piece = ct.create_string_buffer(256)
         # what was asked for once: the same tokens come again and again
         self._bytes: dict[int, bytes] = {}
         self._ends: dict[int, bool] = {}
-
-    def close(self) -> None:
-        """The model is gone."""
-        self._open_handle = None
-
-    @property
-    def _handle(self) -> int:
-        if not self._open_handle:
-            raise RunError("This model is closed.")
-        return self._open_handle
 
     def tokens(self, text: str, special: bool = True) -> list[int]:
         """Token ids of a text.
@@ -39,6 +32,7 @@ class Vocab:
 
         Raises:
             RunError: not a text, or one that UTF-8 cannot hold.
+            ModelError: the tokenizer fails.
         """
         if not isinstance(text, str):
             raise RunError(f"A text is a str, not {type(text).__name__}.")
@@ -49,12 +43,11 @@ class Vocab:
         room = len(data) + 8
         while True:
             buf = (ct.c_int32 * room)()
-            n = self._lib.tokenize(self._handle, data, len(data), buf, room, int(special), 1)
+            with self.lease.used() as handle:
+                n = self._lib.tokenize(handle, data, len(data), buf, room, int(special), 1)
             if n >= 0:
                 return list(buf[:n])
-            if -n <= room:
-                raise RunError("The text cannot be tokenized.")
-            room = -n
+            room = self._needed(n, room, "this text cannot be tokenized")
 
     def check(self, tokens) -> list[int]:
         """Token ids as a list of plain integers.
@@ -75,14 +68,29 @@ class Vocab:
 
     def bytes_of(self, token: int) -> bytes:
         """The bytes of a token: not always whole characters."""
-        handle = self._handle
+        room = 256
         while token not in self._bytes:
-            n = self._lib.token_to_piece(handle, token, self._piece, len(self._piece))
+            buf = ct.create_string_buffer(room)
+            with self.lease.used() as handle:
+                n = self._lib.token_to_piece(handle, token, buf, room)
             if n >= 0:
-                self._bytes[token] = self._piece.raw[:n]
+                self._bytes[token] = buf.raw[:n]
             else:
-                self._piece = ct.create_string_buffer(-n)
+                room = self._needed(n, room, f"token {token} has no text")
         return self._bytes[token]
+
+    def _needed(self, n: int, room: int, problem: str) -> int:
+        """How much a call needs that answered with ``n``, which is negative.
+
+        Raises:
+            ModelError: more would not help.
+        """
+        if n == _FAILED or -n <= room:
+            reason = self._lib.reason() if n == _FAILED else "it says no length"
+            raise ModelError(
+                f"The model's tokenizer fails, so that {problem}: {reason}. Give token ids, or use another file."
+            )
+        return -n
 
     def pieces(self, tokens) -> list[str]:
         """The text of each token."""
@@ -98,9 +106,9 @@ class Vocab:
 
     def is_end(self, token: int) -> bool:
         """Whether the token ends a generation."""
-        handle = self._handle
         if token not in self._ends:
-            self._ends[token] = bool(self._lib.token_is_eog(handle, token))
+            with self.lease.used() as handle:
+                self._ends[token] = bool(self._lib.token_is_eog(handle, token))
         return self._ends[token]
 
 

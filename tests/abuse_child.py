@@ -1,19 +1,14 @@
-"""Runs programs that are plain data, one JSON line each, and answers what became of them.
+"""Runs programs that are plain data, and answers what became of them: for ``child.Child``.
 
-    python abuse_child.py        # answers on stdout; ends with its input
-
-A program is what ``programs`` in ``abuse_programs.py`` makes. The answer is ``{"outcome": …}``: ``"ok"``, the name of
-an InterpError, or ``"BUG …"`` for any other exception and for a result of the wrong shape. The line ``"plain"`` runs
-a prompt on every model, and is answered by a hash of all logits.
+A program is what ``programs`` in ``abuse_programs.py`` makes. The answer is ``"ok"``, the name of an InterpError, or
+``"BUG …"`` for any other exception and for a result of the wrong shape. The question ``"plain"`` runs a prompt on every
+model, and is answered by a hash of all logits.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import math
-import os
-import sys
 import traceback
 from functools import lru_cache
 
@@ -21,6 +16,7 @@ import numpy as np
 
 import interp
 import models
+from child import serve
 
 #: names of models in programs: architecture, and whether flash attention is on
 MODELS = [f"{arch}{suffix}" for arch in ("llama", "gpt2", "gemma2", "mixtral") for suffix in ("", "-flash")]
@@ -177,19 +173,17 @@ def plain() -> str:
 
 
 def main() -> None:
-    # whatever prints to stdout by itself must not stand between the answers
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)
     kept: list = []  # tensors of edits that have returned, for later programs to misuse
-    for line in sys.stdin:
-        program = json.loads(line)
+
+    def answer(program) -> str:
         if program == "plain":
-            answer = plain()
-        else:
-            with np.errstate(all="ignore"):
-                answer = outcome(program, kept)
-            del kept[:-2]
-        answers.write(json.dumps({"outcome": answer}) + "\n")
+            return plain()
+        with np.errstate(all="ignore"):
+            found = outcome(program, kept)
+        del kept[:-2]
+        return found
+
+    serve(answer)
 
 
 if __name__ == "__main__":

@@ -29,9 +29,9 @@ small = st.integers(-6, 6)
 lengths = st.sampled_from([0, 1, 1, 2, 3, 4, 7, 16, 32, 64, 64, 128, 5])
 shapes = st.lists(lengths, max_size=5).filter(lambda shape: math.prod(shape) < 1e5)
 numbers = st.sampled_from([0, 1, -1, 0.5, 2, 1e-30, 1e30, 1e38, 1e39, -1e300, "nan", "inf", "-inf", 3]) | st.floats(-10, 10)
-fills = st.sampled_from(["random", "random", "random", 0, 1, "nan", "inf", 1e38])
-arrays = st.tuples(shapes, fills).map(list)
-wide = st.tuples(st.sampled_from([[64], [1, 64], [64, 64], [64, 3], [1], [4, 1], [4, 16], [2, 16]]), fills).map(list)
+array_fills = st.sampled_from(["random", "random", "random", 0, 1, "nan", "inf", 1e38])
+arrays = st.tuples(shapes, array_fills).map(list)
+wide = st.tuples(st.sampled_from([[64], [1, 64], [64, 64], [64, 3], [1], [4, 1], [4, 16], [2, 16]]), array_fills).map(list)
 
 
 def _grow(inner):
@@ -74,7 +74,7 @@ fitting = st.one_of(
 ).map(lambda e: ["fit", e])  # fmt: skip
 
 
-def _mostly(good, bad, rare: int = 20):
+def mostly(good, bad, rare: int = 20):
     """Valid arguments nearly always: a program of nothing but mistakes ends at the first."""
     return st.integers(0, rare).flatmap(lambda i: bad if i == rare else good)
 
@@ -89,14 +89,14 @@ bad_sites = st.sampled_from(BAD_SITES) | st.text(max_size=5) | st.sampled_from([
 def selectors(draw):
     headed = draw(st.integers(0, 2)) == 0
     good = st.sampled_from(HEAD_SITES if headed else PLAIN_SITES)
-    site = draw(_mostly(_mostly(good, st.sampled_from(ODD_SITES), 4), bad_sites))
+    site = draw(mostly(mostly(good, st.sampled_from(ODD_SITES), 4), bad_sites))
     found = {"site": site}
     if isinstance(site, str) and "-" not in site and "blocks" not in site and draw(st.booleans()):
-        found["layers"] = draw(_mostly(indices, bad_rows))
+        found["layers"] = draw(mostly(indices, bad_rows))
     if draw(st.integers(0, 2 if headed else 30)) == 0:
-        found["heads"] = draw(_mostly(indices, bad_rows))
+        found["heads"] = draw(mostly(indices, bad_rows))
     if draw(st.integers(0, 2)) == 0:
-        found[draw(st.sampled_from(["positions", "positions", "queries"]))] = draw(_mostly(rows, bad_rows))
+        found[draw(st.sampled_from(["positions", "positions", "queries"]))] = draw(mostly(rows, bad_rows))
     if draw(st.integers(0, 50)) == 0:
         found |= {"positions": draw(rows), "queries": draw(rows)}
     return site if len(found) == 1 else found
@@ -104,12 +104,12 @@ def selectors(draw):
 
 @st.composite
 def edits(draw):
-    kind = draw(_mostly(st.sampled_from(["edit", "edit", "edit", "edit", "scale", "add", "replace"]), st.just("other")))
+    kind = draw(mostly(st.sampled_from(["edit", "edit", "edit", "edit", "scale", "add", "replace"]), st.just("other")))
     if kind == "other":
         return {"kind": kind, "value": draw(st.sampled_from([None, 3, "l_out", [], {}]))}
     if kind == "edit":
-        return {"kind": kind, "at": draw(selectors()), "fn": draw(_mostly(fitting, expressions, 3))}
-    return {"kind": kind, "at": draw(selectors()), "value": draw(_mostly(numbers | st.just([[1], "random"]), wide | arrays, 3))}
+        return {"kind": kind, "at": draw(selectors()), "fn": draw(mostly(fitting, expressions, 3))}
+    return {"kind": kind, "at": draw(selectors()), "value": draw(mostly(numbers | st.just([[1], "random"]), wide | arrays, 3))}
 
 
 tokens = st.lists(st.integers(0, 49151), min_size=3, max_size=12)
@@ -120,8 +120,8 @@ bad_prompts = st.one_of(
     st.text(max_size=60),
     st.lists(st.integers(0, 49151), min_size=1, max_size=2),
 )
-layers = _mostly(st.integers(0, 2), st.sampled_from([-1, -2, -9, 3, 4, 99, 2**40, True, 1.5, "1", [1]]))
-max_tokens = _mostly(st.integers(1, 3), st.sampled_from([0, -1, True, 1.5, None, "3"]))
+layers = mostly(st.integers(0, 2), st.sampled_from([-1, -2, -9, 3, 4, 99, 2**40, True, 1.5, "1", [1]]))
+max_tokens = mostly(st.integers(1, 3), st.sampled_from([0, -1, True, 1.5, None, "3"]))
 
 
 @st.composite
@@ -130,18 +130,18 @@ def programs(draw):
     call = draw(st.sampled_from(["run", "run", "run", "run", "generate", "generate", "resume", "unembed"]))
     found = {"model": draw(st.sampled_from(MODELS)), "call": call}
     if call == "unembed":
-        right = st.tuples(st.tuples(lengths, st.just(64)), fills).map(list)
-        return found | {"resid": draw(_mostly(right, arrays, 3))}
-    prompt = draw(_mostly(tokens, bad_prompts, 9))
+        right = st.tuples(st.tuples(lengths, st.just(64)), array_fills).map(list)
+        return found | {"resid": draw(mostly(right, arrays, 3))}
+    prompt = draw(mostly(tokens, bad_prompts, 9))
     found |= {"prompt": prompt, "capture": draw(st.lists(selectors(), max_size=2)), "edits": draw(st.lists(edits(), max_size=2))}
     if call == "generate":
         options = {"max_tokens": draw(max_tokens)}
         if draw(st.integers(0, 3)) == 0:
-            options["temperature"] = draw(_mostly(st.sampled_from([0.5, 2, 1e-9, 1e30]), numbers | st.sampled_from([None, True, "hot"]), 3))
-            options["seed"] = draw(_mostly(st.integers(0, 5), st.sampled_from([-1, 2**70, "a", None, 1.5]), 5))
+            options["temperature"] = draw(mostly(st.sampled_from([0.5, 2, 1e-9, 1e30]), numbers | st.sampled_from([None, True, "hot"]), 3))
+            options["seed"] = draw(mostly(st.integers(0, 5), st.sampled_from([-1, 2**70, "a", None, 1.5]), 5))
         return found | {"options": options}
     if call == "resume":
-        right = st.tuples(st.just([len(prompt) if isinstance(prompt, list) else 1, 64]), fills).map(list)
-        return found | {"resid": draw(_mostly(right, arrays)), "from_layer": draw(_mostly(st.sampled_from([1, 2, -1]), layers))}
-    logits = draw(_mostly(st.sampled_from(["all", "last", None]), st.sampled_from(["first", 1, [], True])))
-    return found | {"logits": logits, "stop_after": draw(_mostly(st.none(), layers, 2))}
+        right = st.tuples(st.just([len(prompt) if isinstance(prompt, list) else 1, 64]), array_fills).map(list)
+        return found | {"resid": draw(mostly(right, arrays)), "from_layer": draw(mostly(st.sampled_from([1, 2, -1]), layers))}
+    logits = draw(mostly(st.sampled_from(["all", "last", None]), st.sampled_from(["first", 1, [], True])))
+    return found | {"logits": logits, "stop_after": draw(mostly(st.none(), layers, 2))}

@@ -14,6 +14,7 @@ import pytest
 import interp
 import models
 from conftest import PROMPT
+from forks import FOREIGN, forked
 from interp import at, rpc_server
 from rpc_servers import ROOT, Server
 
@@ -410,3 +411,24 @@ def test_the_process_of_an_isolated_model_is_ended_where_a_server_is_silent(mort
         mortal.send(signal.SIGCONT)
         with pytest.warns(RuntimeWarning, match="did not answer"):
             assert np.array_equal(model.run(PROMPT).logits, expected)
+
+
+# forks
+
+
+def test_a_fork_does_not_speak_on_the_connections_of_its_parent(servers):
+    """Found by abuse: a fork that let go of its copy of a model on a server waited for ever, on a socket that is not its own."""
+    with interp.Model(models.tiny("llama"), device=servers[0].device, **OPTIONS) as remote:
+        before = remote.run(PROMPT).logits
+        stream = remote.stream(PROMPT, 9)
+        next(stream)
+        for call in (
+            lambda: remote.run(PROMPT), lambda: next(stream), lambda: remote.devices,
+            lambda: interp.Model(models.tiny("llama"), device=servers[0].device, **OPTIONS),
+        ):  # fmt: skip
+            status, said = forked(call)
+            assert status == 0 and FOREIGN in said, said
+        for quiet in (stream.close, remote.close):
+            assert forked(quiet) == (0, "None")
+        stream.close()
+        assert np.array_equal(remote.run(PROMPT).logits, before)

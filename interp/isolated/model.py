@@ -121,6 +121,10 @@ class Isolated(Model):
 
     # lifetime
 
+    def _disown(self) -> None:
+        """In a fork: the library knows by itself that its process is the parent's; locks may be held by its threads."""
+        self._lock, self._owner, self._restarting = threading.Lock(), None, threading.RLock()
+
     def kill(self) -> None:
         """End the process at once, from any thread, in the middle of whatever it does: for a run that hangs. The call
         in progress raises a :class:`interp.ProcessError`; the next one starts another process."""

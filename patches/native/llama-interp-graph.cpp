@@ -9,7 +9,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <stdexcept>
 
 //
 // graph input of our own: uploads with every ubatch, and refuses to reuse the graph of another program
@@ -509,22 +508,6 @@ static void check_direct(llama_interp * interp) {
     }
 }
 
-// a damaged file can give a matrix a type that no kernel multiplies, and none looks
-static void check_weights(const ggml_cgraph * gf) {
-    const int n_nodes = ggml_graph_n_nodes(const_cast<ggml_cgraph *>(gf));
-    for (int i = 0; i < n_nodes; ++i) {
-        const ggml_tensor * node = ggml_graph_node(const_cast<ggml_cgraph *>(gf), i);
-        if (node->op != GGML_OP_MUL_MAT && node->op != GGML_OP_MUL_MAT_ID) {
-            continue;
-        }
-        const ggml_tensor * weight = node->src[0];
-        if (weight->type != GGML_TYPE_F32 && !ggml_get_type_traits(weight->type)->to_float) {
-            throw std::runtime_error(std::string("the weight ") + weight->name + " has type " + ggml_type_name(weight->type) +
-                    ", which cannot be multiplied: the file is damaged");
-        }
-    }
-}
-
 bool llama_interp_graph_end(const llm_graph_context & gctx) {
     auto * interp = gctx.cparams.interp;
     if (!interp || !interp->build) {
@@ -534,7 +517,7 @@ bool llama_interp_graph_end(const llm_graph_context & gctx) {
     auto & build = *interp->build;
 
     if (interp->scanning) {
-        check_weights(build.gctx.gf);
+        llama_interp_check_graph(build.gctx.gf);
         drop_left_out_sites(interp);
     }
     if (!interp->scanning && !interp->failed) {

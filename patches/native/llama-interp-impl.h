@@ -57,6 +57,15 @@ void llama_interp_load(const char * path, const llama_interp_params & params, bo
 std::vector<ggml_backend_dev_t> llama_interp_devices_find(const std::string & names);
 
 //
+// checks: what llama.cpp trusts a file with, and what would end the process or never end; they throw
+//
+
+void llama_interp_check_model(const llama_model & model);
+
+// kernels assert on threads of their own, where no guard helps
+void llama_interp_check_graph(const ggml_cgraph * gf);
+
+//
 // rows: which token a row of a tensor belongs to
 //
 

@@ -138,6 +138,8 @@ void llama_interp_load(const char * path, const llama_interp_params & params, bo
         cparams.n_seq_max = 1;
     }
 
+    llama_interp_check_model(*loaded);
+
     ctx = llama_init_from_model(loaded.get(), cparams);
     if (!ctx) {
         throw std::runtime_error("the context could not be made");
@@ -247,28 +249,6 @@ int32_t llama_interp_get_info(const llama_interp * interp, llama_interp_info * i
 
 int32_t llama_interp_meta(const llama_interp * interp, const char * key, char * buf, size_t n_buf) {
     return llama_model_meta_val_str(&interp->lctx->get_model(), key, buf, n_buf);
-}
-
-//
-// vocabulary
-//
-
-int32_t llama_interp_tokenize(
-        const llama_interp * interp, const char * text, int32_t n_text, int32_t * tokens, int32_t n_tokens_max, int32_t add_special, int32_t parse_special) {
-    const auto * vocab = llama_model_get_vocab(&interp->lctx->get_model());
-    return llama_tokenize(vocab, text, n_text, tokens, n_tokens_max, add_special != 0, parse_special != 0);
-}
-
-int32_t llama_interp_token_to_piece(const llama_interp * interp, int32_t token, char * buf, int32_t n_buf) {
-    const auto * vocab = llama_model_get_vocab(&interp->lctx->get_model());
-    if (token < 0 || token >= llama_vocab_n_tokens(vocab)) {
-        return 0;
-    }
-    return llama_token_to_piece(vocab, token, buf, n_buf, 0, true);
-}
-
-int32_t llama_interp_token_is_eog(const llama_interp * interp, int32_t token) {
-    return llama_vocab_is_eog(llama_model_get_vocab(&interp->lctx->get_model()), token);
 }
 
 //

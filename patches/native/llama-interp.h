@@ -168,7 +168,7 @@ LLAMA_API int32_t llama_interp_rpc_serve(const char * endpoint, const char * dev
 // vocabulary
 //
 
-// returns the number of tokens, or the negative of what tokens[] must hold
+// returns the number of tokens, or the negative of what tokens[] must hold; INT32_MIN: llama_interp_error(NULL) says why
 LLAMA_API int32_t llama_interp_tokenize(
         const struct llama_interp * interp,
                        const char * text,
@@ -178,7 +178,7 @@ LLAMA_API int32_t llama_interp_tokenize(
                           int32_t   add_special,
                           int32_t   parse_special);
 
-// returns the number of bytes, or the negative of what buf[] must hold
+// returns the number of bytes, or the negative of what buf[] must hold; INT32_MIN: llama_interp_error(NULL) says why
 LLAMA_API int32_t llama_interp_token_to_piece(const struct llama_interp * interp, int32_t token, char * buf, int32_t n_buf);
 
 // 1: the token ends a generation
