@@ -319,7 +319,7 @@ class Context:
 
     def _read_logits(self, handle: int, address: int, rows: int) -> None:
         if self._lib.logits_read(handle, address, -rows, rows) != 0:
-            raise RunError((self._lib.error(handle) or b"no logits").decode())
+            raise RunError(self._lib.reason(handle, "no logits"))
 
     def _stepper(self, program: Program, handle: int) -> Callable[[int, int, int], None]:
         """What runs one token at a position and writes its logits to an address: :meth:`_decode` for a generation."""

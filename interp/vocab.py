@@ -8,6 +8,9 @@ import operator
 from . import header, native
 from .errors import RunError
 
+#: what the library returns where it failed
+_FAILED = -(1 << 31)
+
 
 class Vocab:
     """Tokenizer of a loaded model; the model's own, so that token ids are what it was trained on."""
@@ -52,8 +55,8 @@ class Vocab:
             n = self._lib.tokenize(self._handle, data, len(data), buf, room, int(special), 1)
             if n >= 0:
                 return list(buf[:n])
-            if -n <= room:
-                raise RunError("The text cannot be tokenized.")
+            if -n <= room or n == _FAILED:
+                raise RunError(f"The text cannot be tokenized: {self._lib.reason(self._handle)}.")
             room = -n
 
     def check(self, tokens) -> list[int]:
@@ -80,6 +83,8 @@ class Vocab:
             n = self._lib.token_to_piece(handle, token, self._piece, len(self._piece))
             if n >= 0:
                 self._bytes[token] = self._piece.raw[:n]
+            elif n == _FAILED:
+                raise RunError(f"Token {token} cannot be read: {self._lib.reason(handle)}.")
             else:
                 self._piece = ct.create_string_buffer(-n)
         return self._bytes[token]

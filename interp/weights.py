@@ -43,7 +43,9 @@ def read(lib, handle: int, name: str, n_layer: int) -> np.ndarray:
     except MemoryError as err:
         raise RunError(f"No memory for {name}, {' x '.join(map(str, ne[::-1]))} numbers.") from err
     if lib.weight_read(handle, name.encode(), out.ctypes.data_as(ct.POINTER(ct.c_float)), out.size) != 0:
-        reason = (lib.error(handle) or b"it cannot be read").decode()
+        reason = lib.reason(handle, "it cannot be read")
+        if "memory" in reason:
+            raise RunError(f"No memory for a copy of {name} as it lies in the model: {reason}.")
         hint = " Load the model with interp.Model(path, repack=False) to read it." if "repacked" in reason else ""
         raise ModelError(f"{reason}.{hint}")
     return out
