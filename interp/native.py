@@ -174,7 +174,7 @@ class Library:
     def reason(self, handle: int | None = None, default: str = "no reason is given") -> str:
         """What the last function that failed says; of a handle, or, with None, of one that has none."""
         said = (self.error(handle) or b"").decode(errors="replace") or default
-        return f"{said}: {_SAVING}" if said.endswith("out of memory") else said
+        return f"{said}: {_SAVING}" if "out of memory" in said else said
 
     def _on_poll(self, _user_data, stop) -> None:
         """Called by the library now and then while it computes."""

@@ -328,7 +328,7 @@ def _read_one(lib: native.Library, handle: int, index: int, captured: Captured) 
     shape = tuple(int(d) for d in reversed(info.ne))
     array = _take(lib, handle, index, shape, dtype)
     if array is None:
-        array = np.empty(shape, dtype)
+        array = allocate(shape, dtype, str(site.key), "read fewer layers, heads or positions at a time")
         if array.size and lib.capture_read(handle, index, array.ctypes.data, array.nbytes) != 0:
             raise RunError(f"What was captured at {site.key} cannot be read.")
     array = array.reshape(shape[len(shape) - len(site.shape) + (1 if site.n_heads else 0) :])
@@ -369,6 +369,19 @@ class Batch:
         """None, or the reason why not."""
         with lib.interrupts:
             return None if lib.decode(handle, self.reference) == 0 else lib.reason(handle, "the run failed")
+
+
+def allocate(shape: tuple[int, ...], dtype, what: str, instead: str) -> np.ndarray:
+    """Room for an array that may be large.
+
+    Raises:
+        RunError: there is none; the message says how much was asked for, and what to do ``instead``.
+    """
+    try:
+        return np.empty(shape, dtype)
+    except MemoryError as err:
+        size = math.prod(shape) * np.dtype(dtype).itemsize / (1 << 20)
+        raise RunError(f"No memory for {what}, {' x '.join(map(str, shape))} numbers, {size:,.0f} MiB: {instead}.") from err
 
 
 def decode(lib: native.Library, handle: int, tokens: Sequence[int], first: int, outputs: np.ndarray) -> str | None:

@@ -15,7 +15,7 @@ import numpy as np
 from . import header, native, state
 from .errors import RunError, SiteError
 from .inspect import Graph
-from .program import Batch, Program, decode
+from .program import Batch, Program, allocate, decode
 from .remote import Servers
 from .run import Run
 from .scan import scan
@@ -313,7 +313,8 @@ class Context:
 
     def _logits(self, handle: int, rows: int) -> np.ndarray:
         """The last rows of logits of the last decode: of the vocabulary, or of the tokens that were chosen."""
-        out = np.empty((rows, self._lib.logits_width(handle)), np.float32)
+        shape = rows, self._lib.logits_width(handle)
+        out = allocate(shape, np.float32, f"the logits of {rows} tokens", 'run fewer, or with logits="last"')
         self._read_logits(handle, out.ctypes.data, rows)
         return out
 

@@ -5,6 +5,7 @@
 #include "ggml.h"
 
 #include <atomic>
+#include <cerrno>
 #include <cstring>
 #include <mutex>
 #include <new>
@@ -24,7 +25,9 @@ static void on_abort(const char * message) {
         throw std::runtime_error(message);
     }
     if (abort_guards > 0) {
-        const char * reason = strstr(message, "ggml-rpc") ? "the RPC server does not answer as one: " : "llama.cpp gave up, the model file may be damaged or memory short: ";
+        const char * reason =
+            strstr(message, "ggml-rpc") ? "the RPC server does not answer as one: " :
+            errno == ENOMEM             ? "llama.cpp is out of memory: " : "llama.cpp gave up, the model file may be damaged: ";
         throw std::runtime_error(reason + std::string(message));
     }
     if (abort_next) {
@@ -42,6 +45,7 @@ static void set_callback() {
 llama_interp_abort_guard::llama_interp_abort_guard() {
     set_callback();
     abort_guards++;
+    errno = 0;
 }
 
 llama_interp_abort_guard::~llama_interp_abort_guard() {

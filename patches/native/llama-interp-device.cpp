@@ -11,6 +11,12 @@
 #include <sstream>
 #include <stdexcept>
 
+void llama_interp_backends_load() {
+    // what it does not find it looks for each time, and without memory that ends the process
+    static std::once_flag once;
+    std::call_once(once, [] { ggml_backend_load_all(); });
+}
+
 //
 // records
 //
@@ -78,7 +84,7 @@ static std::vector<llama_interp_device> count_bytes(const llama_model & model, c
 
 int32_t llama_interp_devices_list(llama_interp_device * devices, int32_t n_max) {
     return llama_interp_guard(nullptr, -1, [&] {
-        ggml_backend_load_all();
+        llama_interp_backends_load();
 
         std::vector<llama_interp_device> found;
         for (size_t i = 0; i < ggml_backend_dev_count(); ++i) {
@@ -158,7 +164,7 @@ static std::map<std::string, rpc_server> rpc_servers;
 
 template <typename fn_t>
 static fn_t rpc_function(const char * name) {
-    ggml_backend_load_all();
+    llama_interp_backends_load();
 
     ggml_backend_reg_t reg = ggml_backend_reg_by_name("RPC");
     void * fn = reg ? ggml_backend_reg_get_proc_address(reg, name) : nullptr;

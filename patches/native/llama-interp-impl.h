@@ -68,6 +68,9 @@ T llama_interp_guard(const llama_interp * interp, T failed, F fn) {
 // devices
 //
 
+// ggml's backends, those in libraries of their own as well; only the first call has something to do
+void llama_interp_backends_load();
+
 // load a model and make a context of it; throws where one of them fails
 // no_alloc: neither can run, but both know what they would need
 void llama_interp_load(const char * path, const llama_interp_params & params, bool no_alloc, llama_model_ptr & model, llama_context_ptr & ctx);

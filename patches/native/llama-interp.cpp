@@ -123,7 +123,7 @@ static llama_context_params make_context_params(const llama_interp_params & para
 }
 
 void llama_interp_load(const char * path, const llama_interp_params & params, bool no_alloc, llama_model_ptr & model, llama_context_ptr & ctx) {
-    ggml_backend_load_all();
+    llama_interp_backends_load();
     llama_backend_init();
 
     auto mparams = llama_model_default_params();
