@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import math
+import threading
 import weakref
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
@@ -219,8 +220,13 @@ def _steps(context: Context, tokens, options: Options, program, prompt, is_heard
             ended = ended or text.stopped or len(new) == options.max_tokens or len(new) > room
             piece += text.end() if ended else ""
             if piece:
-                with context._paused():
+                # still locked, but no edit is running; a context manager that Ctrl-C ends at its first line would stay so
+                context._is_paused = True
+                try:
                     yield piece
+                finally:
+                    # the next piece may be asked for by another thread
+                    context._is_paused, context._owner = False, threading.get_ident()
             if ended:
                 break
             row, address = rows.next()

@@ -142,16 +142,6 @@ class Context:
             finally:
                 self._owner = None
 
-    @contextmanager
-    def _paused(self) -> Iterator[None]:
-        """Between two pieces of a stream: still locked, but no edit is running."""
-        self._is_paused = True
-        try:
-            yield
-        finally:
-            # the next piece may be asked for by another thread
-            self._is_paused, self._owner = False, threading.get_ident()
-
     # what is known of the model
 
     def _meta(self, key: str) -> str:
