@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import os
 import re
 import resource
@@ -235,6 +236,37 @@ def test_a_killed_export_leaves_patches_that_are_whole(project, clone, tried):
             break
         tried("writers of files killed on their way")
     assert event > 5
+
+
+def test_a_build_killed_at_any_moment_is_made_whole_by_the_next_one(project, clone, monkeypatch, tried):
+    import build
+    import upstream
+    from ci import library
+    from test_build import call, pretend_built
+
+    monkeypatch.setattr(library, "compile", lambda one, *_: pretend_built(one))
+
+    def make() -> None:
+        call(project, steps.Report(), "--source", str(clone))
+
+    step = 1 if LONG else 9
+    for event in range(1, 1000, step):
+        with contextlib.suppress(FileNotFoundError):
+            steps.remove(project.build)
+        if not killed_at_event(make, event):
+            break
+        built = project.build / "cpu/lib/libllama.so"
+        assert not built.exists() or built.read_text() == "library"
+        build.clean_up(project, everything=False)
+        make()
+        # that of a stamp in .git goes when it is written after an hour
+        left = [path for path in project.build.rglob("*.tmp") if ".git" not in path.parts]
+        assert built.read_text() == "library" and not left
+        tree = next(project.src.glob("[!.]*-patched"))
+        assert "hooked" in (tree / "src/llama.cpp").read_text()
+        assert (tree / "src/other.cpp").read_text() == upstream.FILES["src/other.cpp"]
+        tried("builds killed on their way")
+    assert event > 5 * step
 
 
 # // nobody else writes
