@@ -25,6 +25,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+if __package__ in (None, ""):
+    sys.path.insert(0, str(ROOT))
+
+from ci.steps import write_text
+from interp import files
 
 #: how far a number may be from the page's: quantised kernels differ between CPUs
 ABSOLUTE, RELATIVE = 0.05, 0.1
@@ -130,12 +135,13 @@ def check(path: Path, write: bool) -> list[str]:
                 raise SystemExit(f"{path.name} shows {shown.name}, but nothing on the page writes it")
             if write:
                 shown.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(written, shown)
+                with files.written(shown, (shown.suffix,)) as unfinished:
+                    shutil.copyfile(written, unfinished)
             elif not shown.is_file():
                 page.wrong.append(f"{path.name} shows {shown.name}, which is not there")
     if not write:
         return page.wrong
-    path.write_text(page.text, encoding="utf-8")
+    write_text(path, page.text)
     return []
 
 

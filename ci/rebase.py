@@ -16,7 +16,6 @@ had: then there is no report.
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
@@ -26,7 +25,7 @@ if __package__ in (None, ""):
 from ci.project import Project
 from ci.rebasing import arguments, breaking, markdown, moved, upstream
 from ci.rebasing.session import Session
-from ci.steps import Lock, Report, exit_code, remove, sweep, temporary, write_json
+from ci.steps import Lock, Report, exit_code, remove, sweep, temporary, write_json, write_text
 
 
 def main(given: list[str] | None = None, project: Project | None = None) -> int:
@@ -67,9 +66,7 @@ def _run(project: Project, args, report: Report) -> int:
 
 
 def _publish(found: dict, out: Path) -> None:
-    text = temporary(out / "report.md")
-    text.write_text(markdown.render(found), encoding="utf-8")
-    os.replace(text, out / "report.md")
+    write_text(out / "report.md", markdown.render(found))
     # last: where it is, the run came to its end
     write_json(out / "report.json", found)
 

@@ -25,7 +25,7 @@ if __package__ in (None, ""):
 
 from ci import repo
 from ci.project import BuildError, Project
-from ci.steps import Report, remove, temporary
+from ci.steps import Report, remove, temporary, write_text
 
 
 class ApplyError(BuildError):
@@ -150,7 +150,7 @@ def export(tree: Path, patches: Path) -> list[str]:
     for stale in set(read(patches)) - set(written):
         (patches / stale).unlink(missing_ok=True)
     for name, text in written.items():
-        (patches / name).write_bytes(text.encode())
+        write_text(patches / name, text)
     _write_series(patches, list(written))
     return list(written)
 
@@ -158,7 +158,7 @@ def export(tree: Path, patches: Path) -> list[str]:
 def _write_series(patches: Path, names: list[str]) -> None:
     path = patches / "series"
     comments = [line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
-    path.write_text("\n".join([*comments, *names]) + "\n", encoding="utf-8", newline="\n")
+    write_text(path, "\n".join([*comments, *names]) + "\n")
 
 
 def format_patch(tree: Path, commit: str) -> str:

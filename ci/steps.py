@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import itertools
 import json
@@ -206,10 +207,18 @@ def publish_folder(scratch: Path, path: Path) -> None:
     remove(old)
 
 
-def write_json(path: Path, data) -> None:
+def write_text(path: Path, text: str) -> None:
+    """Writes a file: killed meanwhile, it is as it was, or whole. What was left then goes with a write an hour later."""
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        if time.time() - leftover.stat().st_mtime > 3600:
+            remove(leftover)
     scratch = temporary(path)
-    scratch.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+    scratch.write_bytes(text.encode())
     os.replace(scratch, path)
+
+
+def write_json(path: Path, data) -> None:
+    write_text(path, json.dumps(data, indent=2) + "\n")
 
 
 def read_json(path: Path) -> dict:

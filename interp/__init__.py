@@ -11,8 +11,8 @@ Where things are, and where new ones go:
 - a sweep: it makes ``cells`` and gives them to ``batched``, and returns a ``grid``; see ``ablation`` for a short one.
   ``several`` averages it over prompts, as a ``mean_sweep``
 - a metric: ``metrics``; a picture: ``plot/``; a command: ``cli/``; a kind of file: ``files``
-- the border to the library: ``header`` (structs and prototypes), ``native`` (finding and checking it); ``isolated/`` puts
-  a process between the two
+- the border to the library: ``header`` (structs and prototypes), ``native`` (finding and checking it), ``interrupts``
+  (Ctrl-C meanwhile); ``isolated/`` puts a process between the two
 - where a model runs: ``devices`` (what ``device=`` names), ``fit`` (whether it has room there), ``remote`` (RPC servers),
   ``rpc_server`` (being one)
 

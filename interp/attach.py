@@ -76,8 +76,9 @@ def attach(llm) -> "Attached":
     cpp.llama_log_set(cpp._logger.llama_log_callback, ct.c_void_p(0))
     handle = lib.attach(llm._ctx.ctx)
     if not handle:
-        reason = (lib.error(None) or b"").decode(errors="replace")
+        reason = lib.reason()
         raise RunError(f"No Model can be attached to this Llama: {reason}. Detach the one that it has: model.detach().")
+    lib.set_poll_fn(handle, lib.poll, None)
     return Attached(lib, handle, cpp, llm)
 
 

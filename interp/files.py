@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import json
 import os
 import secrets
+import shutil
+import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
@@ -25,6 +28,9 @@ from .errors import FileError, InterpError
 SUFFIXES = (".safetensors", ".npz")
 
 _ARRAY_SUMS, _TEXT_SUM = "crc32", "crc32_of_metadata"
+
+#: seconds without a write after which an unfinished file is nobody's
+_ABANDONED = 3600
 
 #: how files begin, for messages about a wrong suffix
 _KINDS = {b"PK\x03\x04": "an .npz file", b"\x93NUMPY": "a .npy file", b"GGUF": "a GGUF file", b"\x89PNG": "a picture"}
@@ -54,7 +60,10 @@ def as_path(path) -> Path:
 
 @contextlib.contextmanager
 def written(path: str | os.PathLike, suffixes: Sequence[str], *, make_folders: bool = False) -> Iterator[Path]:
-    """Yields a temporary path beside ``path``; a normal exit renames it into place, any other leaves nothing.
+    """Yields a temporary path; a normal exit renames it to ``path``, any other leaves nothing.
+
+    It lies in a folder of its own beside ``path``, with whatever a library that writes it puts there. A process that is
+    killed leaves that folder; writing the same file an hour later removes it.
 
     Args:
         path: the file to write. One that is there already is replaced.
@@ -68,7 +77,7 @@ def written(path: str | os.PathLike, suffixes: Sequence[str], *, make_folders: b
     path = as_path(path)
     if path.suffix.lower() not in suffixes:
         raise FileError(f"cannot write {path.name!r}: the name must end in {' or '.join(suffixes)}")
-    temporary = None
+    folder = None
     try:
         if make_folders:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -77,9 +86,11 @@ def written(path: str | os.PathLike, suffixes: Sequence[str], *, make_folders: b
         if not path.parent.is_dir():
             what = "is a file, not a folder; choose" if path.parent.exists() else "does not exist; create it, or choose"
             raise FileError(f"cannot write {path}: {path.parent} {what} another place")
-        # The suffix stays at the end, because matplotlib picks its format by it.
-        temporary = path.with_name(f".{path.stem[:40]}-{secrets.token_hex(4)}{path.suffix}")
-        temporary.touch(exist_ok=False)
+        _sweep(path)
+        folder = path.with_name(f".{path.name[:40]}.{secrets.token_hex(4)}.unfinished")
+        folder.mkdir()
+        temporary = folder / path.name
+        temporary.touch()
         mode = temporary.stat().st_mode
         yield temporary
         # safetensors makes files that only their owner may read; ours are for anyone the umask allows
@@ -91,9 +102,17 @@ def written(path: str | os.PathLike, suffixes: Sequence[str], *, make_folders: b
         step = _NEXT_STEPS.get(err.errno, "choose another place")
         raise FileError(f"cannot write {path}: {err.strerror or err}; {step}") from err
     finally:
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _sweep(path: Path) -> None:
+    """Remove what killed processes left of a file; what was touched of late may be another process's at work."""
+    for folder in path.parent.glob(f".{glob.escape(path.name[:40])}.{'[0-9a-f]' * 8}.unfinished"):
+        with contextlib.suppress(OSError):
+            touched = max(part.stat().st_mtime for part in (folder, *folder.iterdir()))
+            if time.time() - touched > _ABANDONED:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_arrays(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], texts: Mapping[str, str]) -> Path:

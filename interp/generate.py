@@ -224,8 +224,15 @@ def _steps(context: Context, tokens, options: Options, program, prompt, is_heard
             ended = ended or text.stopped or len(new) == options.max_tokens or len(new) > room
             piece += text.end() if ended else ""
             if piece:
-                with context._paused():
+                # still locked, but no edit is running; a context manager that Ctrl-C ends at its first line would stay so
+                context._is_paused = True
+                try:
                     yield piece
+                    if context._is_foreign:
+                        raise RunError(context._closed)
+                finally:
+                    # the next piece may be asked for by another thread
+                    context._is_paused, context._owner = False, threading.get_ident()
             if ended:
                 break
             row, address = rows.next()

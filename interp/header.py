@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes as ct
 from ctypes import POINTER, c_char, c_char_p, c_float, c_int8, c_int32, c_int64, c_size_t, c_uint32, c_uint64, c_void_p
 
-VERSION = 5
+VERSION = 6
 
 GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_Q8_0, GGML_TYPE_I32 = 0, 1, 8, 26
 
@@ -193,14 +193,20 @@ CONSTANTS = {
     "llama_interp_stats.context": STATS_CONTEXT,
 }
 
-# struct ggml_tensor * (*)(void * user_data, int32_t edit, struct ggml_tensor * cur)
-EDIT_FN = ct.CFUNCTYPE(c_void_p, c_void_p, c_int32, c_void_p)
+# functions that the library calls give what they have to their last argument: what ctypes returns for one that an
+# exception ended before its first line is nothing that can be relied on
 
-# void (*)(void * user_data, int32_t edit, float * data, const int64_t * ne)
-HOST_FN = ct.CFUNCTYPE(None, c_void_p, c_int32, POINTER(c_float), POINTER(c_int64))
+# void (*)(void * user_data, int32_t edit, struct ggml_tensor * cur, struct ggml_tensor ** res)
+EDIT_FN = ct.CFUNCTYPE(None, c_void_p, c_int32, c_void_p, POINTER(c_void_p))
 
-# void (*)(void * user_data)
-GRAPH_FN = ct.CFUNCTYPE(None, c_void_p)
+# void (*)(void * user_data, int32_t edit, float * data, const int64_t * ne, int32_t * done)
+HOST_FN = ct.CFUNCTYPE(None, c_void_p, c_int32, POINTER(c_float), POINTER(c_int64), POINTER(c_int32))
+
+# void (*)(void * user_data, int32_t * done)
+GRAPH_FN = ct.CFUNCTYPE(None, c_void_p, POINTER(c_int32))
+
+# void (*)(void * user_data, int32_t * stop)
+POLL_FN = ct.CFUNCTYPE(None, c_void_p, POINTER(c_int32))
 
 _FLOATS, _INTS, _LONGS = POINTER(c_float), POINTER(c_int32), POINTER(c_int64)
 
@@ -278,6 +284,8 @@ PROTOTYPES = {
     "stop_set": (c_int32, [c_void_p, c_char_p, c_int32, c_int32]),
     # int32_t llama_interp_decode(.., const struct llama_interp_batch * batch)
     "decode": (c_int32, [c_void_p, POINTER(Batch)]),
+    # void llama_interp_set_poll_fn(.., llama_interp_poll_fn fn, void * user_data)
+    "set_poll_fn": (None, [c_void_p, POLL_FN, c_void_p]),
     # int32_t llama_interp_logits_count(const struct llama_interp *)
     "logits_count": (c_int32, [c_void_p]),
     # int32_t llama_interp_logits_read(.., float * dst, int32_t first, int32_t n_rows)

@@ -140,6 +140,7 @@ def open_file(
         # of all reasons the one that llama.cpp's log tells least about
         fit.check(lib, path, params)
         raise ModelError(f"{path}: {reason}{f' ({log})' if log else ''}.")
+    lib.set_poll_fn(handle, lib.poll, None)
     return handle, choice.servers
 
 

@@ -7,11 +7,16 @@ import json
 import os
 import re
 import sys
+import threading
 from functools import lru_cache
 from pathlib import Path
 
 from . import header, runtime
 from .errors import LibraryError
+from .interrupts import Interrupts
+
+#: what helps where memory is short
+_SAVING = "read fewer layers, heads or positions at a time, run fewer tokens, or load the model with a smaller n_ctx"
 
 
 def _library_name() -> str:
@@ -156,6 +161,8 @@ class Library:
                 raise LibraryError(f"{path} lacks llama_interp_{name}. Build it again with: python3 build.py") from err
             fn.restype, fn.argtypes = restype, argtypes
             setattr(self, name, fn)
+        self.interrupts = Interrupts()
+        self.poll = header.POLL_FN(self._on_poll)
         self.log_init(int(os.environ.get("LLAMA_INTERP_LOG", "0")))
 
     def take_log(self) -> list[str]:
@@ -164,10 +171,14 @@ class Library:
         self.log_take(buf, len(buf))
         return [line for line in buf.value.decode(errors="replace").splitlines() if line.strip()]
 
-
-    def reason(self, handle: int | None = None) -> str:
+    def reason(self, handle: int | None = None, default: str = "no reason is given") -> str:
         """What the last function that failed says; of a handle, or, with None, of one that has none."""
-        return (self.error(handle) or b"").decode(errors="replace") or "no reason is given"
+        said = (self.error(handle) or b"").decode(errors="replace") or default
+        return f"{said}: {_SAVING}" if "out of memory" in said else said
+
+    def _on_poll(self, _user_data, stop) -> None:
+        """Called by the library now and then while it computes."""
+        stop[0] = self.interrupts.is_wanted and threading.get_ident() == threading.main_thread().ident
 
 
 @lru_cache(maxsize=None)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .errors import RunError
+from .program import allocate
 from .run import Run
 from .session import as_layer
 
@@ -43,7 +44,8 @@ def unembed(model: "Model", resid) -> np.ndarray:
     if resid.ndim < 1 or resid.shape[-1] != model.n_embd or resid.size == 0:
         raise RunError(f"unembed takes (…, {model.n_embd}); this is {resid.shape}.")
     rows = np.ascontiguousarray(resid.reshape(-1, model.n_embd))
-    last, out = model._residual(model.n_layer - 1), _empty_logits(len(rows), model.n_vocab)
+    last = model._residual(model.n_layer - 1)
+    out = allocate((len(rows), model.n_vocab), np.float32, f"the logits of {len(rows)} rows", "unembed fewer at a time")
     empty = model._program((), (), 1)
     room = model.n_ctx - empty.offset
     for first in range(0, len(rows), room):
@@ -53,10 +55,3 @@ def unembed(model: "Model", resid) -> np.ndarray:
         with model._session(empty, None, (last, np.pad(part, ((empty.offset, 0), (0, 0))))) as handle:
             out[first : first + len(part)] = model._decode(empty, handle, [0] * len(part), 0, outputs, "all")
     return out.reshape(*resid.shape[:-1], model.n_vocab)
-
-
-def _empty_logits(n_rows: int, n_vocab: int) -> np.ndarray:
-    try:
-        return np.empty((n_rows, n_vocab), np.float32)
-    except MemoryError as err:
-        raise RunError(f"No memory for {n_rows} rows of {n_vocab} logits; unembed fewer at a time.") from err

@@ -7,6 +7,7 @@ import math
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -194,12 +195,13 @@ class Program:
                 len(ranges),
             )
             if status < 0:
-                raise RunError(lib.error(handle).decode(errors="replace"))
+                raise RunError(lib.reason(handle))
         for applied in self.edits:
             site = applied.site
             if lib.edit_add(handle, site.name.encode(), site.layer, site.occurrence, site.rows_axis) < 0:
-                raise RunError(lib.error(handle).decode(errors="replace"))
-        callbacks = header.EDIT_FN(self._on_edit), header.HOST_FN(self._on_host)
+                raise RunError(lib.reason(handle))
+        open_to = lib.interrupts.open_to
+        callbacks = header.EDIT_FN(partial(open_to, self._on_edit)), header.HOST_FN(partial(open_to, self._on_host))
         lib.set_edit_fn(handle, callbacks[0], None)
         lib.set_host_fn(handle, callbacks[1], None)
         return callbacks
@@ -207,17 +209,16 @@ class Program:
     def _kind(self, site: Site) -> int:
         return header.CAPTURE_ATTN if site.is_attention else header.CAPTURE_TENSOR
 
-    def _on_edit(self, _user_data, index: int, pointer: int) -> int | None:
+    def _on_edit(self, _user_data, index: int, pointer: int, result) -> None:
         """Called by the library while a graph is built. No exception may cross into C: it is kept for later."""
         try:
             applied = self.edits[index]
             with self._trace.opened(index, applied.site.layer):
-                return trace_edit(self._trace, applied, self._trace.tensor(pointer), self._n_prompt)._pointer
+                result[0] = trace_edit(self._trace, applied, self._trace.tensor(pointer), self._n_prompt)._pointer
         except BaseException as err:  # noqa: BLE001 - KeyboardInterrupt too must not cross
             self.exception = err
-            return None
 
-    def _on_host(self, _user_data, index: int, data, ne) -> None:
+    def _on_host(self, _user_data, index: int, data, ne, done) -> None:
         """Called by the library while a graph runs, with values to be changed in place."""
         if self.exception is not None:
             return
@@ -228,22 +229,24 @@ class Program:
             if result.shape != shape:
                 raise EditError(f"The edit at {self.edits[index].site.key} returned shape {result.shape}, not {shape}.")
             values[...] = result
+            done[0] = 1
         except BaseException as err:  # noqa: BLE001 - as above
             self.exception = err
 
     def show_graphs(self, lib: native.Library, handle: int, functions: Sequence[Callable[[Graph], None]]) -> Callable:
         """Call functions with every graph that is built from here on. The result is to be kept like those of install."""
 
-        def on_graph(_user_data) -> None:
+        def on_graph(_user_data, done) -> None:
             if self.exception is None:
                 try:
                     graph = read_graph(lib, handle, self)
                     for fn in functions:
                         fn(graph)
+                    done[0] = 1
                 except BaseException as err:  # noqa: BLE001 - as above
                     self.exception = err
 
-        callback = header.GRAPH_FN(on_graph)
+        callback = header.GRAPH_FN(partial(lib.interrupts.open_to, on_graph))
         lib.set_graph_fn(handle, callback, None)
         return callback
 
@@ -325,7 +328,7 @@ def _read_one(lib: native.Library, handle: int, index: int, captured: Captured) 
     shape = tuple(int(d) for d in reversed(info.ne))
     array = _take(lib, handle, index, shape, dtype)
     if array is None:
-        array = np.empty(shape, dtype)
+        array = allocate(shape, dtype, str(site.key), "read fewer layers, heads or positions at a time")
         if array.size and lib.capture_read(handle, index, array.ctypes.data, array.nbytes) != 0:
             raise RunError(f"What was captured at {site.key} cannot be read.")
     array = array.reshape(shape[len(shape) - len(site.shape) + (1 if site.n_heads else 0) :])
@@ -364,9 +367,21 @@ class Batch:
 
     def run(self, lib: native.Library, handle: int) -> str | None:
         """None, or the reason why not."""
-        if lib.decode(handle, self.reference) == 0:
-            return None
-        return (lib.error(handle) or b"the run failed").decode(errors="replace")
+        with lib.interrupts:
+            return None if lib.decode(handle, self.reference) == 0 else lib.reason(handle, "the run failed")
+
+
+def allocate(shape: tuple[int, ...], dtype, what: str, instead: str) -> np.ndarray:
+    """Room for an array that may be large.
+
+    Raises:
+        RunError: there is none; the message says how much was asked for, and what to do ``instead``.
+    """
+    try:
+        return np.empty(shape, dtype)
+    except MemoryError as err:
+        size = math.prod(shape) * np.dtype(dtype).itemsize / (1 << 20)
+        raise RunError(f"No memory for {what}, {' x '.join(map(str, shape))} numbers, {size:,.0f} MiB: {instead}.") from err
 
 
 def decode(lib: native.Library, handle: int, tokens: Sequence[int], first: int, outputs: np.ndarray) -> str | None:

@@ -331,8 +331,8 @@ class GuardedLibrary:
     def take_log(self) -> list[str]:
         return native.Library.take_log(self)
 
-    def reason(self, handle: int | None = None) -> str:
-        return native.Library.reason(self, handle)
+    def reason(self, handle: int | None = None, default: str = "no reason is given") -> str:
+        return native.Library.reason(self, handle, default)
 
 
 class _Watchdog:

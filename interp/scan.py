@@ -23,7 +23,7 @@ def scan(lib: native.Library, handle: int, n_embd: int, n_vocab: int) -> list[Si
     """List the sites from a graph that is built but not run, in graph order."""
     count = lib.scan(handle, _N_TOKENS)
     if count < 0:
-        raise RunError((lib.error(handle) or b"the sites cannot be listed").decode(errors="replace"))
+        raise RunError(lib.reason(handle, "the sites cannot be listed"))
     found = [_get(lib, handle, i) for i in range(count)]
     counts: dict[tuple[bytes, int], int] = {}
     for info in found:

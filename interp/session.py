@@ -16,7 +16,7 @@ import numpy as np
 from . import forks, header, native, state
 from .errors import RunError, SiteError
 from .inspect import Graph
-from .program import Batch, Program, decode
+from .program import Batch, Program, allocate, decode
 from .remote import Servers
 from .run import Run
 from .scan import scan
@@ -154,18 +154,6 @@ class Context:
                 yield self._handle
             finally:
                 self._owner = None
-
-    @contextmanager
-    def _paused(self) -> Iterator[None]:
-        """Between two pieces of a stream: still locked, but no edit is running."""
-        self._is_paused = True
-        try:
-            yield
-            if self._is_foreign:
-                raise RunError(self._closed)
-        finally:
-            # the next piece may be asked for by another thread
-            self._is_paused, self._owner = False, threading.get_ident()
 
     # what is known of the model
 
@@ -348,13 +336,14 @@ class Context:
 
     def _logits(self, handle: int, rows: int) -> np.ndarray:
         """The last rows of logits of the last decode: of the vocabulary, or of the tokens that were chosen."""
-        out = np.empty((rows, self._lib.logits_width(handle)), np.float32)
+        shape = rows, self._lib.logits_width(handle)
+        out = allocate(shape, np.float32, f"the logits of {rows} tokens", 'run fewer, or with logits="last"')
         self._read_logits(handle, out.ctypes.data, rows)
         return out
 
     def _read_logits(self, handle: int, address: int, rows: int) -> None:
         if self._lib.logits_read(handle, address, -rows, rows) != 0:
-            raise RunError((self._lib.error(handle) or b"no logits").decode(errors="replace"))
+            raise RunError(self._lib.reason(handle, "no logits"))
 
     def _stepper(self, program: Program, handle: int) -> Callable[[int, int, int], None]:
         """What runs one token at a position and writes its logits to an address: :meth:`_decode` for a generation."""

@@ -141,7 +141,7 @@ def read_state(context: Context, handle: int, n_tokens: int) -> np.ndarray | Non
         return None
     state = np.empty(size, np.uint8)
     if context._lib.state_get(handle, 0, state.ctypes.data, size) != size:
-        reason = (context._lib.error(handle) or b"").decode(errors="replace") or "no reason given"
+        reason = context._lib.reason(handle, "memory may be short")
         raise RunError(f"The cache cannot be read: {reason}.")
     return state
 
@@ -149,7 +149,7 @@ def read_state(context: Context, handle: int, n_tokens: int) -> np.ndarray | Non
 def write_state(context: Context, handle: int, state: np.ndarray) -> None:
     """Fill an empty cache."""
     if context._lib.state_set(handle, 0, state.ctypes.data, state.size) != state.size:
-        reason = (context._lib.error(handle) or b"").decode(errors="replace") or "it is of another size"
+        reason = context._lib.reason(handle, "it is of another size, or memory is short")
         raise RunError(f"The cache does not take the state of the prefix: {reason}.")
 
 

@@ -181,7 +181,7 @@ class _Statistics(Program):
         callbacks = super().install(lib, handle)
         for i in range(len(self.captures)):
             if lib.stats_set(handle, i, self._threshold, self._n_top) != 0:
-                raise RunError(lib.error(handle).decode(errors="replace"))
+                raise RunError(lib.reason(handle))
         return callbacks
 
     def count(self, lib, handle) -> int:

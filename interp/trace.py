@@ -83,7 +83,7 @@ class Trace:
             )
 
     def _raise(self) -> None:
-        raise EditError((self._lib.error(self._handle) or b"the operation failed").decode(errors="replace"))
+        raise EditError(self._lib.reason(self._handle, "the operation failed"))
 
     def tensor(self, pointer: int) -> Tensor:
         """Wrap a graph tensor; its shape is read from the library."""

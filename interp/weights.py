@@ -10,6 +10,7 @@ import numpy as np
 
 from . import header
 from .errors import ModelError, RunError
+from .program import allocate
 
 #: names that many architectures have, to offer for one that is missing: the library lists none
 _OUTSIDE = ("token_embd", "position_embd", "output_norm", "output", "token_embd_norm")
@@ -38,12 +39,11 @@ def read(lib, handle: int, name: str, n_layer: int) -> np.ndarray:
     ne = list(info.ne)
     while len(ne) > 1 and ne[-1] == 1:
         ne.pop()
-    try:
-        out = np.empty(ne[::-1], np.float32)
-    except MemoryError as err:
-        raise RunError(f"No memory for {name}, {' x '.join(map(str, ne[::-1]))} numbers.") from err
+    out = allocate(tuple(ne[::-1]), np.float32, name, "close what else is loaded")
     if lib.weight_read(handle, name.encode(), out.ctypes.data_as(ct.POINTER(ct.c_float)), out.size) != 0:
-        reason = (lib.error(handle) or b"it cannot be read").decode(errors="replace")
+        reason = lib.reason(handle, "it cannot be read")
+        if "memory" in reason:
+            raise RunError(f"No memory for a copy of {name} as it lies in the model: {reason}.")
         hint = " Load the model with interp.Model(path, repack=False) to read it." if "repacked" in reason else ""
         raise ModelError(f"{reason}.{hint}")
     return out

@@ -98,9 +98,7 @@ def main() -> int:
     given = parser.parse_args()
     found = measure(given.tokens, given.plain_every, given.threads)
     print(json.dumps(found, indent=1))
-    out = ROOT / "out" / "bench"
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "corpus.json").write_text(json.dumps(found, indent=1))
+    report.write_json("corpus", found)
     return 0
 
 

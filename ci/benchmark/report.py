@@ -111,7 +111,8 @@ def publish(
         table.print()
     print(f"wrote {file.relative_to(ROOT)}")
     if copy:
-        copy.write_text(json.dumps(measured["rows"], indent=1))
+        with written(copy, [copy.suffix]) as unfinished:
+            unfinished.write_text(json.dumps(measured["rows"], indent=1))
     if page:
         write_page(name, made, measured, command, to)
         print(f"wrote the tables into {(to or PAGE).relative_to(ROOT)}")

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 from pathlib import Path
 
 from ci.project import ROOT, Project
-from ci.steps import temporary
+from ci.steps import write_text
 
 from .markdown import first_line, names, table
 
@@ -82,9 +81,7 @@ def main(given: list[str] | None = None) -> None:
         page, found = _PLACE.subn(lambda _: f"{text}\n", PAGE.read_text(encoding="utf-8"))
         if not found:
             parser.error(f"{PAGE} has no place for the table")
-        scratch = temporary(PAGE)
-        scratch.write_text(page, encoding="utf-8", newline="\n")
-        os.replace(scratch, PAGE)
+        write_text(PAGE, page)
 
 
 if __name__ == "__main__":

@@ -76,11 +76,18 @@ class Commands(click.Group):
 
     command_class = Command
 
+    # at a KeyboardInterrupt click would print an empty line first
+
+    def make_context(self, *args, **extra) -> click.Context:
+        try:
+            return super().make_context(*args, **extra)
+        except KeyboardInterrupt:
+            raise _Interrupted from None
+
     def invoke(self, ctx: click.Context) -> object:
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            # click would print an empty line first
             raise _Interrupted from None
 
     def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra) -> None:

@@ -69,7 +69,7 @@ FILLED: dict[str, dict[int, Size | None]] = {
 }
 
 #: functions that take one of ours, which the library calls
-CALLING = {"set_edit_fn", "set_host_fn", "set_graph_fn"}
+CALLING = {"set_edit_fn", "set_host_fn", "set_graph_fn", "set_poll_fn"}
 
 #: the function that takes a batch, a struct with arrays
 BATCH = "decode"
@@ -163,7 +163,10 @@ def memory(address: int, size: int) -> ct.Array:
 def room(size: int) -> ct.Array:
     """New memory. Much of it comes from the system, whose pages are taken as they are used, and goes back there."""
     kind = ct.c_char * size
-    return kind() if size < _MUCH else kind.from_buffer(mmap.mmap(-1, size))
+    try:
+        return kind() if size < _MUCH else kind.from_buffer(mmap.mmap(-1, size))
+    except OSError as err:
+        raise MemoryError(f"no memory for {size} bytes in the model's process") from err
 
 
 # // a batch

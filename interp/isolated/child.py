@@ -72,6 +72,7 @@ class Server:
             "set_edit_fn": header.EDIT_FN(_vital(self._on_edit)),
             "set_host_fn": header.HOST_FN(_vital(self._on_host)),
             "set_graph_fn": header.GRAPH_FN(_vital(self._on_graph)),
+            "set_poll_fn": header.POLL_FN(_vital(self._on_poll)),
         }
 
     def serve(self, into=None):
@@ -131,19 +132,23 @@ class Server:
 
     # what the library calls
 
-    def _on_edit(self, _data, edit: int, tensor: int) -> int | None:
+    def _on_edit(self, _data, edit: int, tensor: int, result) -> None:
         self._link.send(CROSSINGS["set_edit_fn"].number, (edit, tensor))
-        return self.serve()
+        result[0] = self.serve()
 
-    def _on_host(self, _data, edit: int, data, ne) -> None:
+    def _on_host(self, _data, edit: int, data, ne, done) -> None:
         shape = ne[:4]
         values = border.memory(border.address_of(data), 4 * math.prod(shape))
         self._link.send(CROSSINGS["set_host_fn"].number, (edit, shape), [values])
-        self.serve(into=values)
+        done[0] = self.serve(into=values)
 
-    def _on_graph(self, _data) -> None:
+    def _on_graph(self, _data, done) -> None:
         self._link.send(CROSSINGS["set_graph_fn"].number, ())
-        self.serve()
+        done[0] = self.serve()
+
+    def _on_poll(self, _data, stop) -> None:
+        self._link.send(CROSSINGS["set_poll_fn"].number, ())
+        stop[0] = self.serve()
 
 
 def _vital(fn: Callable) -> Callable:

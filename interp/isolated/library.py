@@ -11,9 +11,9 @@ from pathlib import Path
 
 from .. import native
 from ..errors import InterpError, ProcessError, RunError
+from ..interrupts import Interrupts
 from . import border
 from .border import CROSSINGS, OWN, Crossing, address_of, memory
-from .interrupts import Interrupts
 from .link import RAISED, RETURN, Ended
 from .process import Process
 
@@ -50,7 +50,7 @@ class Library(native.Library):
         self._functions: dict[int, Callable] = {}
         self._ahead: dict[tuple[str, int], tuple[int, bytes]] = {}
         self._turn = threading.RLock()
-        self._interrupts = Interrupts(self.kill)
+        self.interrupts, self.poll = Interrupts(self.kill), None
         for name, crossing in CROSSINGS.items():
             setattr(self, name, functools.partial(self._next if name in border.SERIES else self._call, crossing))
         self.init, self.get_info = self._init, self._get_info
@@ -125,7 +125,7 @@ class Library(native.Library):
 
     def _exchange(self, messages: Callable):
         """Messages that belong together, while the other process belongs to this thread."""
-        with self._turn, self._interrupts:
+        with self._turn, self.interrupts:
             try:
                 return messages()
             except Ended:
@@ -224,12 +224,19 @@ class Library(native.Library):
 
     def _run(self, number: int, value: tuple, sizes: list[int]) -> None:
         """Call a function of ours for the library."""
-        fn, link = self._functions[number], self._process.link
-        if number != CROSSINGS["set_host_fn"].number:
-            link.send(RETURN, self._interrupts.open_to(fn, None, *value))
+        link = self._process.link
+        if number == CROSSINGS["set_poll_fn"].number:
+            link.send(RETURN, int(self.interrupts.is_wanted))
             return
-        edit, ne = value
-        data = (ct.c_float * (sizes[0] // 4))()
-        link.fill(data)
-        self._interrupts.open_to(fn, None, edit, ct.cast(data, ct.POINTER(ct.c_float)), (ct.c_int64 * 4)(*ne))
-        link.send(RETURN, None, [data])
+        fn, done = self._functions[number], ct.c_int32()
+        if number == CROSSINGS["set_host_fn"].number:
+            edit, ne = value
+            data = (ct.c_float * (sizes[0] // 4))()
+            link.fill(data)
+            fn(None, edit, ct.cast(data, ct.POINTER(ct.c_float)), (ct.c_int64 * 4)(*ne), ct.byref(done))
+            link.send(RETURN, done.value, [data])
+            return
+        if number == CROSSINGS["set_edit_fn"].number:
+            done = ct.c_void_p()
+        fn(None, *value, ct.byref(done))
+        link.send(RETURN, done.value)

@@ -5,8 +5,10 @@
 #include "ggml.h"
 
 #include <atomic>
+#include <cerrno>
 #include <cstring>
 #include <mutex>
+#include <new>
 #include <stdexcept>
 
 static thread_local int abort_guards = 0;
@@ -23,7 +25,9 @@ static void on_abort(const char * message) {
         throw std::runtime_error(message);
     }
     if (abort_guards > 0) {
-        const char * reason = strstr(message, "ggml-rpc") ? "the RPC server does not answer as one: " : "llama.cpp gave up, the model file may be damaged: ";
+        const char * reason =
+            strstr(message, "ggml-rpc") ? "the RPC server does not answer as one: " :
+            errno == ENOMEM             ? "llama.cpp is out of memory: " : "llama.cpp gave up, the model file may be damaged: ";
         throw std::runtime_error(reason + std::string(message));
     }
     if (abort_next) {
@@ -41,6 +45,7 @@ static void set_callback() {
 llama_interp_abort_guard::llama_interp_abort_guard() {
     set_callback();
     abort_guards++;
+    errno = 0;
 }
 
 llama_interp_abort_guard::~llama_interp_abort_guard() {
@@ -59,4 +64,14 @@ int64_t llama_interp_rpc_n_lost(void) {
 std::string & llama_interp_init_error() {
     static thread_local std::string error;
     return error;
+}
+
+void llama_interp_error_keep(const llama_interp * interp, const std::exception & err) noexcept {
+    auto & error = interp ? interp->error : llama_interp_init_error();
+    try {
+        error = dynamic_cast<const std::bad_alloc *>(&err) ? LLAMA_INTERP_NO_MEMORY : err.what();
+    } catch (const std::exception &) {
+        error.clear();
+        error = LLAMA_INTERP_NO_MEMORY;
+    }
 }

@@ -15,6 +15,7 @@
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
+#include <stdexcept>
 
 //
 // build
@@ -298,7 +299,10 @@ static llama_interp_chunk read_part(
     chunk.first   = &part == &capture.parts.front();
     chunk.ne[0]   = cells ? count_keys(*cells) : part.t->ne[0];
     chunk.n_bytes = chunk.ne[0]*chunk.ne[1]*chunk.ne[2]*chunk.ne[3]*ggml_type_size(part.t->type);
-    chunk.data.reset((uint8_t *) malloc(chunk.n_bytes));
+    chunk.data.reset((uint8_t *) malloc(std::max<size_t>(chunk.n_bytes, 1)));
+    if (!chunk.data) {
+        throw std::runtime_error("no memory for " + std::to_string(chunk.n_bytes) + " bytes of " + capture.target.str());
+    }
 
     if (cells) {
         trim_keys(capture, *cells, *rows, part.t->ne, (const float *) src, (float *) chunk.data.get(), chunk.ne[0]);

@@ -11,6 +11,12 @@
 #include <sstream>
 #include <stdexcept>
 
+void llama_interp_backends_load() {
+    // what it does not find it looks for each time, and without memory that ends the process
+    static std::once_flag once;
+    std::call_once(once, [] { ggml_backend_load_all(); });
+}
+
 //
 // records
 //
@@ -34,8 +40,7 @@ static llama_interp_device make_device(ggml_backend_dev_t dev) {
 static int32_t write_devices(const std::vector<llama_interp_device> & found, llama_interp_device * devices, int32_t n_max) {
     for (int32_t i = 0; i < (int32_t) found.size() && i < n_max; ++i) {
         if (devices[i].size != sizeof(*devices)) {
-            llama_interp_init_error() = "wrong size of llama_interp_device";
-            return -1;
+            throw std::runtime_error("wrong size of llama_interp_device");
         }
         devices[i] = found[i];
     }
@@ -78,23 +83,21 @@ static std::vector<llama_interp_device> count_bytes(const llama_model & model, c
 //
 
 int32_t llama_interp_devices_list(llama_interp_device * devices, int32_t n_max) {
-    ggml_backend_load_all();
+    return llama_interp_guard(nullptr, -1, [&] {
+        llama_interp_backends_load();
 
-    std::vector<llama_interp_device> found;
-    for (size_t i = 0; i < ggml_backend_dev_count(); ++i) {
-        found.push_back(make_device(ggml_backend_dev_get(i)));
-    }
-    return write_devices(found, devices, n_max);
+        std::vector<llama_interp_device> found;
+        for (size_t i = 0; i < ggml_backend_dev_count(); ++i) {
+            found.push_back(make_device(ggml_backend_dev_get(i)));
+        }
+        return write_devices(found, devices, n_max);
+    });
 }
 
 int32_t llama_interp_devices_used(const llama_interp * interp, llama_interp_device * devices, int32_t n_max) {
-    try {
-        llama_interp_abort_guard guard;
+    return llama_interp_guard(nullptr, -1, [&] {
         return write_devices(count_bytes(interp->lctx->get_model(), *interp->lctx), devices, n_max);
-    } catch (const std::exception & err) {
-        llama_interp_init_error() = err.what();
-        return -1;
-    }
+    });
 }
 
 int32_t llama_interp_devices_needed(
@@ -103,54 +106,47 @@ int32_t llama_interp_devices_needed(
         llama_interp_init_error() = "wrong size of llama_interp_params";
         return -1;
     }
-    try {
-        llama_interp_abort_guard guard;
-
-        llama_model   * model = nullptr;
-        llama_context * ctx   = nullptr;
+    return llama_interp_guard(nullptr, -1, [&] {
+        llama_model_ptr   model;
+        llama_context_ptr ctx;
         llama_interp_load(path, *params, true, model, ctx);
 
-        const auto found = count_bytes(*model, *ctx);
         *n_layer = model->hparams.n_layer();
-
-        llama_free(ctx);
-        llama_model_free(model);
-        return write_devices(found, devices, n_max);
-    } catch (const std::exception & err) {
-        llama_interp_init_error() = err.what();
-        return -1;
-    }
+        return write_devices(count_bytes(*model, *ctx), devices, n_max);
+    });
 }
 
 int32_t llama_interp_layer_get(const llama_interp * interp, int32_t il, llama_interp_layer * layer) {
-    const auto &  model   = interp->lctx->get_model();
-    const int32_t n_layer = model.hparams.n_layer();
-    if (il < -1 || il > n_layer || layer->size != sizeof(*layer)) {
-        return -1;
-    }
-
-    ggml_backend_dev_t dev = il >= 0 && il < n_layer ? model.dev_layer(il) : model.dev_output();
-    if (il == -1) {
-        dev = model.tok_embd ? device_of(ggml_backend_buffer_get_type(model.tok_embd->buffer)) : cpu_device();
-    }
-
-    *layer = {};
-    layer->size = sizeof(*layer);
-    layer->il   = il;
-    snprintf(layer->device, sizeof(layer->device), "%s", ggml_backend_dev_name(dev));
-
-    for (const auto & [name, t] : model.tensors_by_name) {
-        int32_t owner = n_layer;
-        if (t == model.tok_embd) {
-            owner = -1;
-        } else if (sscanf(name.c_str(), "blk.%d.", &owner) != 1) {
-            owner = n_layer;
+    return llama_interp_guard<int32_t>(interp, -1, [&]() -> int32_t {
+        const auto &  model   = interp->lctx->get_model();
+        const int32_t n_layer = model.hparams.n_layer();
+        if (il < -1 || il > n_layer || layer->size != sizeof(*layer)) {
+            return -1;
         }
-        if (owner == il) {
-            layer->n_weights += ggml_nbytes(t);
+
+        ggml_backend_dev_t dev = il >= 0 && il < n_layer ? model.dev_layer(il) : model.dev_output();
+        if (il == -1) {
+            dev = model.tok_embd ? device_of(ggml_backend_buffer_get_type(model.tok_embd->buffer)) : cpu_device();
         }
-    }
-    return 0;
+
+        *layer = {};
+        layer->size = sizeof(*layer);
+        layer->il   = il;
+        snprintf(layer->device, sizeof(layer->device), "%s", ggml_backend_dev_name(dev));
+
+        for (const auto & [name, t] : model.tensors_by_name) {
+            int32_t owner = n_layer;
+            if (t == model.tok_embd) {
+                owner = -1;
+            } else if (sscanf(name.c_str(), "blk.%d.", &owner) != 1) {
+                owner = n_layer;
+            }
+            if (owner == il) {
+                layer->n_weights += ggml_nbytes(t);
+            }
+        }
+        return 0;
+    });
 }
 
 //
@@ -168,7 +164,7 @@ static std::map<std::string, rpc_server> rpc_servers;
 
 template <typename fn_t>
 static fn_t rpc_function(const char * name) {
-    ggml_backend_load_all();
+    llama_interp_backends_load();
 
     ggml_backend_reg_t reg = ggml_backend_reg_by_name("RPC");
     void * fn = reg ? ggml_backend_reg_get_proc_address(reg, name) : nullptr;
@@ -207,8 +203,7 @@ std::vector<ggml_backend_dev_t> llama_interp_devices_find(const std::string & na
 }
 
 int32_t llama_interp_rpc_connect(const char * endpoint, llama_interp_device * devices, int32_t n_max) {
-    try {
-        llama_interp_abort_guard guard;
+    return llama_interp_guard(nullptr, -1, [&] {
         llama_interp_abort_allow_loss();
 
         const auto add_server = rpc_function<ggml_backend_reg_t (*)(const char *)>("ggml_backend_rpc_add_server");
@@ -228,10 +223,7 @@ int32_t llama_interp_rpc_connect(const char * endpoint, llama_interp_device * de
         std::lock_guard<std::mutex> lock(rpc_mutex);
         rpc_servers[endpoint] = std::move(server);
         return write_devices(found, devices, n_max);
-    } catch (const std::exception & err) {
-        llama_interp_init_error() = err.what();
-        return -1;
-    }
+    });
 }
 
 void llama_interp_rpc_disconnect(const char * endpoint) {
@@ -251,7 +243,7 @@ int32_t llama_interp_rpc_serve(const char * endpoint, const char * devices, int3
         start(endpoint, nullptr, n_threads, found.size(), found.data());
         throw std::runtime_error("the server ended");
     } catch (const std::exception & err) {
-        llama_interp_init_error() = err.what();
+        llama_interp_error_keep(nullptr, err);
         return -1;
     }
 }

@@ -107,8 +107,13 @@ llama_interp_build_scope::~llama_interp_build_scope() {
     const uint8_t * buffer  = (const uint8_t *) ggml_get_mem_buffer(build.gctx.ctx0);
 
     build.mem_added += mem_now - mem_used;
-    build.gctx.cparams.interp->added.ranges.push_back({ buffer + mem_used, buffer + mem_now,
-        build.edit ? build.edit_id : (int32_t) llama_interp_added::CAPTURE });
+
+    auto * interp = build.gctx.cparams.interp;
+    try {
+        interp->added.ranges.push_back({ buffer + mem_used, buffer + mem_now, build.edit ? build.edit_id : (int32_t) llama_interp_added::CAPTURE });
+    } catch (const std::bad_alloc &) {
+        interp->fail(LLAMA_INTERP_NO_MEMORY);
+    }
 }
 
 //
@@ -218,7 +223,10 @@ static void apply_edit(llama_interp * interp, llama_interp_edit & edit, ggml_ten
         build.handles.insert(ggml_get_first_tensor(buf.ctx.get()));
     }
 
-    ggml_tensor * res = interp->edit_fn ? interp->edit_fn(interp->edit_data, id, cur) : nullptr;
+    ggml_tensor * res = nullptr;
+    if (interp->edit_fn) {
+        interp->edit_fn(interp->edit_data, id, cur, &res);
+    }
 
     const bool known = build.handles.count(res) > 0;
 
@@ -547,6 +555,13 @@ void llama_interp_graph_done(llama_context & lctx, const llm_graph_result & res,
     }
 
     GGML_UNUSED(res);
+
+    if (interp->failed) {
+        throw std::runtime_error(interp->error); // a function of the caller's while the graph ran
+    }
+    if (interp->poll()) {
+        throw std::runtime_error("stopped");
+    }
 
     interp->n_decoded++;
     llama_interp_capture_gather(interp, ubatch);

@@ -3,12 +3,14 @@
 #include "llama-interp.h"
 #include "llama-interp-hook.h"
 
+#include "llama-cpp.h"
 #include "llama-graph.h"
 
 #include "ggml-cpp.h"
 
 #include <algorithm>
 #include <cstdlib>
+#include <exception>
 #include <functional>
 #include <map>
 #include <memory>
@@ -44,13 +46,34 @@ void llama_interp_abort_allow_loss();
 // the error of functions without a handle
 std::string & llama_interp_init_error();
 
+// where memory has run out; short enough for a string that needs none
+#define LLAMA_INTERP_NO_MEMORY "out of memory"
+
+// keep what was thrown as the error of the handle, or, with null, of functions without one; never throws itself
+void llama_interp_error_keep(const llama_interp * interp, const std::exception & err) noexcept;
+
+// the body of a function of the interface: the caller is C, and nothing may be thrown through it
+template <typename T, typename F>
+T llama_interp_guard(const llama_interp * interp, T failed, F fn) {
+    try {
+        llama_interp_abort_guard guard;
+        return fn();
+    } catch (const std::exception & err) {
+        llama_interp_error_keep(interp, err);
+    }
+    return failed;
+}
+
 //
 // devices
 //
 
+// ggml's backends, those in libraries of their own as well; only the first call has something to do
+void llama_interp_backends_load();
+
 // load a model and make a context of it; throws where one of them fails
 // no_alloc: neither can run, but both know what they would need
-void llama_interp_load(const char * path, const llama_interp_params & params, bool no_alloc, llama_model *& model, llama_context *& ctx);
+void llama_interp_load(const char * path, const llama_interp_params & params, bool no_alloc, llama_model_ptr & model, llama_context_ptr & ctx);
 
 // what llama_model_params.devices takes for these names
 // throws where there is no such device
@@ -279,7 +302,7 @@ struct llama_interp {
     llama_model   * model = nullptr; // owned, or null if attached
     llama_context * lctx  = nullptr;
 
-    std::string error;
+    mutable std::string error; // of functions that change nothing else, too
 
     // program
     std::vector<llama_interp_capture> captures;
@@ -315,7 +338,17 @@ struct llama_interp {
 
     std::vector<std::unique_ptr<llama_interp_host_call>> host_calls;
 
+    llama_interp_poll_fn poll_fn   = nullptr;
+    void *               poll_data = nullptr;
+    int64_t              poll_us   = 0;     // when to call it next
+    bool                 stopping  = false; // it asked for the end of the batch
+
+    // asks whether to stop, now and then
+    bool poll();
+
     uint64_t version = 0; // of the program, changes force a new graph
+
+    bool incomplete = false; // a part of the program could not be taken: what runs would be another one
 
     // graph
     std::unique_ptr<llama_interp_build> build;
@@ -355,6 +388,18 @@ struct llama_interp {
 
     void fail(const std::string & msg);
 };
+
+// as llama_interp_guard, for parts of a program: where one is lost, nothing runs until the program is cleared
+template <typename T, typename F>
+T llama_interp_guard_part(llama_interp * interp, T failed, F fn) {
+    const bool before = interp->incomplete;
+    interp->incomplete = true;
+    return llama_interp_guard(interp, failed, [&] {
+        const T res = fn();
+        interp->incomplete = before;
+        return res;
+    });
+}
 
 // an edit or capture adds tensors to the graph's context: false (and failed) when the headroom is used up
 bool llama_interp_build_room(llama_interp * interp, int n_tensors);

@@ -5,6 +5,7 @@
 #include "llama-context.h"
 
 #include <cstring>
+#include <stdexcept>
 
 static std::string get_backend(const llama_interp * interp, const ggml_tensor * t) {
     ggml_backend_t backend = ggml_backend_sched_get_tensor_backend(interp->lctx->get_sched(), const_cast<ggml_tensor *>(t));
@@ -53,10 +54,15 @@ void llama_interp_nodes_show(llama_interp * interp, ggml_cgraph * gf) {
         add(ggml_graph_node(gf, i));
     }
 
-    interp->graph_fn(interp->graph_data);
+    int32_t done = 0;
+    interp->graph_fn(interp->graph_data, &done);
 
     nodes.clear();
     index.clear();
+
+    if (!done) {
+        throw std::runtime_error("the graph could not be shown");
+    }
 }
 
 void llama_interp_set_graph_fn(llama_interp * interp, llama_interp_graph_fn fn, void * user_data) {
@@ -70,40 +76,42 @@ int32_t llama_interp_node_count(const llama_interp * interp) {
 }
 
 int32_t llama_interp_node_get(const llama_interp * interp, int32_t i, llama_interp_node * node) {
-    if (i < 0 || i >= (int32_t) interp->nodes.size() || node->size != sizeof(*node)) {
-        return -1;
-    }
-    const ggml_tensor * t = interp->nodes[i];
-
-    const auto find = [&](const ggml_tensor * other) {
-        const auto it = interp->node_index.find(other);
-        return it != interp->node_index.end() ? it->second : -1;
-    };
-
-    *node = {};
-    node->size      = sizeof(*node);
-    node->is_leaf   = i < interp->n_leafs;
-    node->is_output = (t->flags & GGML_TENSOR_FLAG_OUTPUT) != 0;
-    node->added     = interp->added.find(t);
-    node->view_src  = t->view_src ? find(t->view_src) : -1;
-    for (int s = 0; s < GGML_MAX_SRC && node->n_src < 10; ++s) {
-        if (t->src[s]) {
-            node->src[node->n_src++] = find(t->src[s]);
+    return llama_interp_guard<int32_t>(interp, -1, [&]() -> int32_t {
+        if (i < 0 || i >= (int32_t) interp->nodes.size() || node->size != sizeof(*node)) {
+            return -1;
         }
-    }
-    for (int d = 0; d < 4; ++d) {
-        node->ne[d] = t->ne[d];
-        node->nb[d] = (int64_t) t->nb[d];
-    }
-    for (const auto & buf : interp->consts) {
-        if (t == ggml_get_first_tensor(buf.ctx.get())) {
-            node->added = buf.edit;
-        }
-    }
-    snprintf(node->name,    sizeof(node->name),    "%s", t->name);
-    snprintf(node->op,      sizeof(node->op),      "%s", ggml_op_desc(t));
-    snprintf(node->type,    sizeof(node->type),    "%s", ggml_type_name(t->type));
-    snprintf(node->backend, sizeof(node->backend), "%s", get_backend(interp, t).c_str());
+        const ggml_tensor * t = interp->nodes[i];
 
-    return 0;
+        const auto find = [&](const ggml_tensor * other) {
+            const auto it = interp->node_index.find(other);
+            return it != interp->node_index.end() ? it->second : -1;
+        };
+
+        *node = {};
+        node->size      = sizeof(*node);
+        node->is_leaf   = i < interp->n_leafs;
+        node->is_output = (t->flags & GGML_TENSOR_FLAG_OUTPUT) != 0;
+        node->added     = interp->added.find(t);
+        node->view_src  = t->view_src ? find(t->view_src) : -1;
+        for (int s = 0; s < GGML_MAX_SRC && node->n_src < 10; ++s) {
+            if (t->src[s]) {
+                node->src[node->n_src++] = find(t->src[s]);
+            }
+        }
+        for (int d = 0; d < 4; ++d) {
+            node->ne[d] = t->ne[d];
+            node->nb[d] = (int64_t) t->nb[d];
+        }
+        for (const auto & buf : interp->consts) {
+            if (t == ggml_get_first_tensor(buf.ctx.get())) {
+                node->added = buf.edit;
+            }
+        }
+        snprintf(node->name,    sizeof(node->name),    "%s", t->name);
+        snprintf(node->op,      sizeof(node->op),      "%s", ggml_op_desc(t));
+        snprintf(node->type,    sizeof(node->type),    "%s", ggml_type_name(t->type));
+        snprintf(node->backend, sizeof(node->backend), "%s", get_backend(interp, t).c_str());
+
+        return 0;
+    });
 }

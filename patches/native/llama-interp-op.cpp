@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <stdexcept>
 
 static std::string shape_str(const ggml_tensor * t) {
     std::string res = "(";
@@ -147,73 +148,77 @@ static ggml_tensor * build_op(ggml_context * ctx0, int32_t op, ggml_tensor * a, 
 }
 
 ggml_tensor * llama_interp_op(llama_interp * interp, int32_t op, ggml_tensor * a, ggml_tensor * b, const float * f, const int64_t * i) {
-    if (!interp->build || !interp->build->edit) {
-        interp->error = "a tensor lives only while the edit that received it is traced";
-        return nullptr;
-    }
+    return llama_interp_guard<ggml_tensor *>(interp, nullptr, [&]() -> ggml_tensor * {
+        if (!interp->build || !interp->build->edit) {
+            interp->error = "a tensor lives only while the edit that received it is traced";
+            return nullptr;
+        }
 
-    auto & build = *interp->build;
+        auto & build = *interp->build;
 
-    if (op < 0 || op >= LLAMA_INTERP_OP_COUNT || !build.handles.count(a) || (b && !build.handles.count(b))) {
-        interp->error = "the tensor belongs to another edit or another run";
-        return nullptr;
-    }
+        if (op < 0 || op >= LLAMA_INTERP_OP_COUNT || !build.handles.count(a) || (b && !build.handles.count(b))) {
+            interp->error = "the tensor belongs to another edit or another run";
+            return nullptr;
+        }
 
-    const std::string reason = check(op, a, b, f, i);
-    if (!reason.empty()) {
-        interp->error = reason;
-        return nullptr;
-    }
-    if (!llama_interp_build_room(interp, 4)) {
-        return nullptr;
-    }
+        const std::string reason = check(op, a, b, f, i);
+        if (!reason.empty()) {
+            interp->error = reason;
+            return nullptr;
+        }
+        if (!llama_interp_build_room(interp, 4)) {
+            return nullptr;
+        }
 
-    llama_interp_build_scope scope(build);
+        llama_interp_build_scope scope(build);
 
-    auto * ctx0 = build.gctx.ctx0;
+        auto * ctx0 = build.gctx.ctx0;
 
-    // most kernels want contiguous rows, many want all of it
-    a = ggml_is_contiguous(a)       ? a : ggml_cont(ctx0, a);
-    b = !b || ggml_is_contiguous(b) ? b : ggml_cont(ctx0, b);
+        // most kernels want contiguous rows, many want all of it
+        a = ggml_is_contiguous(a)       ? a : ggml_cont(ctx0, a);
+        b = !b || ggml_is_contiguous(b) ? b : ggml_cont(ctx0, b);
 
-    ggml_tensor * res = build_op(ctx0, op, a, b, f, i);
-    build.handles.insert(res);
+        ggml_tensor * res = build_op(ctx0, op, a, b, f, i);
+        build.handles.insert(res);
 
-    return res;
+        return res;
+    });
 }
 
 ggml_tensor * llama_interp_const(llama_interp * interp, int32_t il, const int64_t * ne, const float * data) {
-    if (!interp->build || !interp->build->edit) {
-        interp->error = "a constant belongs to an edit while its graph is built";
-        return nullptr;
-    }
-    if (!ne || !is_shape(ne)) {
-        interp->error = "not a shape";
-        return nullptr;
-    }
+    return llama_interp_guard<ggml_tensor *>(interp, nullptr, [&]() -> ggml_tensor * {
+        if (!interp->build || !interp->build->edit) {
+            interp->error = "a constant belongs to an edit while its graph is built";
+            return nullptr;
+        }
+        if (!ne || !is_shape(ne)) {
+            interp->error = "not a shape";
+            return nullptr;
+        }
 
-    const auto & model = interp->lctx->get_model();
+        const auto & model = interp->lctx->get_model();
 
-    ggml_backend_dev_t dev = il >= 0 && il < (int32_t) model.hparams.n_layer() ? model.dev_layer(il) : model.dev_output();
+        ggml_backend_dev_t dev = il >= 0 && il < (int32_t) model.hparams.n_layer() ? model.dev_layer(il) : model.dev_output();
 
-    llama_interp_const_buf buf = {};
-    buf.edit = interp->build->edit_id;
-    buf.ctx.reset(ggml_init({ ggml_tensor_overhead(), nullptr, true }));
+        llama_interp_const_buf buf = {};
+        buf.edit = interp->build->edit_id;
+        buf.ctx.reset(ggml_init({ ggml_tensor_overhead(), nullptr, true }));
 
-    ggml_tensor * t = ggml_new_tensor(buf.ctx.get(), GGML_TYPE_F32, 4, ne);
+        ggml_tensor * t = ggml_new_tensor(buf.ctx.get(), GGML_TYPE_F32, 4, ne);
 
-    buf.buf.reset(ggml_backend_alloc_ctx_tensors_from_buft(buf.ctx.get(), ggml_backend_dev_buffer_type(dev)));
-    if (!buf.buf) {
-        interp->error = "no memory for a constant of " + std::to_string(ggml_nbytes(t)) + " bytes";
-        return nullptr;
-    }
-    ggml_backend_buffer_set_usage(buf.buf.get(), GGML_BACKEND_BUFFER_USAGE_WEIGHTS);
-    ggml_backend_tensor_set(t, data, 0, ggml_nbytes(t));
+        ggml_backend_buffer_type_t buft = ggml_backend_dev_buffer_type(dev);
+        buf.buf.reset(ggml_backend_buft_alloc_buffer(buft, ggml_backend_buft_get_alloc_size(buft, t)));
+        if (!buf.buf || ggml_backend_tensor_alloc(buf.buf.get(), t, ggml_backend_buffer_get_base(buf.buf.get())) != GGML_STATUS_SUCCESS) {
+            throw std::runtime_error("no memory for a constant of " + std::to_string(ggml_nbytes(t)) + " bytes");
+        }
+        ggml_backend_buffer_set_usage(buf.buf.get(), GGML_BACKEND_BUFFER_USAGE_WEIGHTS);
+        ggml_backend_tensor_set(t, data, 0, ggml_nbytes(t));
 
-    interp->consts.push_back(std::move(buf));
-    interp->build->handles.insert(t);
+        interp->consts.push_back(std::move(buf));
+        interp->build->handles.insert(t);
 
-    return t;
+        return t;
+    });
 }
 
 //
@@ -227,9 +232,16 @@ static void run_host(ggml_tensor * dst, const ggml_tensor * a, int ith, int nth,
     }
     const auto * call = (const llama_interp_host_call *) user_data;
 
+    auto * interp = call->interp;
+
     memcpy(dst->data, a->data, ggml_nbytes(dst));
-    if (call->interp->host_fn) {
-        call->interp->host_fn(call->interp->host_data, call->edit, (float *) dst->data, dst->ne);
+
+    int32_t done = 0;
+    if (interp->host_fn) {
+        interp->host_fn(interp->host_data, call->edit, (float *) dst->data, dst->ne, &done);
+    }
+    if (!done) {
+        interp->fail("a function on the host did not come to its end");
     }
 }
 
@@ -239,32 +251,34 @@ void llama_interp_set_host_fn(llama_interp * interp, llama_interp_host_fn fn, vo
 }
 
 ggml_tensor * llama_interp_host(llama_interp * interp, ggml_tensor * a) {
-    if (!interp->build || !interp->build->edit || !interp->build->handles.count(a)) {
-        interp->error = "a tensor lives only while the edit that received it is traced";
-        return nullptr;
-    }
-    if (a->type != GGML_TYPE_F32) {
-        interp->error = "only float32 tensors can be computed with";
-        return nullptr;
-    }
-    if (!llama_interp_build_room(interp, 2)) {
-        return nullptr;
-    }
+    return llama_interp_guard<ggml_tensor *>(interp, nullptr, [&]() -> ggml_tensor * {
+        if (!interp->build || !interp->build->edit || !interp->build->handles.count(a)) {
+            interp->error = "a tensor lives only while the edit that received it is traced";
+            return nullptr;
+        }
+        if (a->type != GGML_TYPE_F32) {
+            interp->error = "only float32 tensors can be computed with";
+            return nullptr;
+        }
+        if (!llama_interp_build_room(interp, 2)) {
+            return nullptr;
+        }
 
-    auto & build = *interp->build;
-    llama_interp_build_scope scope(build);
+        auto & build = *interp->build;
+        llama_interp_build_scope scope(build);
 
-    interp->host_calls.emplace_back(new llama_interp_host_call { interp, build.edit_id });
+        interp->host_calls.emplace_back(new llama_interp_host_call { interp, build.edit_id });
 
-    auto * ctx0 = build.gctx.ctx0;
+        auto * ctx0 = build.gctx.ctx0;
 
-    ggml_tensor * res = ggml_map_custom1(ctx0, ggml_is_contiguous(a) ? a : ggml_cont(ctx0, a), run_host, 1, interp->host_calls.back().get());
-    build.handles.insert(res);
+        ggml_tensor * res = ggml_map_custom1(ctx0, ggml_is_contiguous(a) ? a : ggml_cont(ctx0, a), run_host, 1, interp->host_calls.back().get());
+        build.handles.insert(res);
 
-    // an RPC server claims every operation, and would call an address of this process
-    ggml_backend_sched_set_tensor_backend(build.gctx.sched, res, build.gctx.backend_cpu);
+        // an RPC server claims every operation, and would call an address of this process
+        ggml_backend_sched_set_tensor_backend(build.gctx.sched, res, build.gctx.backend_cpu);
 
-    return res;
+        return res;
+    });
 }
 
 int32_t llama_interp_tensor_get_info(const llama_interp * interp, const ggml_tensor * t, llama_interp_tensor_info * info) {

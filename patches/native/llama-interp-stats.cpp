@@ -243,45 +243,47 @@ static int32_t write(void * dst, size_t n_bytes, int64_t n, F value) {
 }
 
 int32_t llama_interp_stats_read(const llama_interp * interp, int32_t id, int32_t field, void * dst, size_t n_bytes) {
-    const auto * found = find_stats(interp, id);
-    if (!found || (found->n_rows == 0 && field != LLAMA_INTERP_STATS_N_ROWS)) {
-        return -1;
-    }
-    const auto & s = *found;
-
-    const int64_t n     = s.n_channels;
-    const int64_t n_all = n*s.n_top;
-
-    // largest first
-    std::vector<std::vector<llama_interp_stats::top>> tops;
-    if (field >= LLAMA_INTERP_STATS_TOP) {
-        tops = s.tops;
-        for (auto & heap : tops) {
-            std::sort(heap.begin(), heap.end(), is_larger);
-            heap.resize(s.n_top, { 0.0f, -1, false, -1 }); // fewer tokens than places
+    return llama_interp_guard<int32_t>(interp, -1, [&]() -> int32_t {
+        const auto * found = find_stats(interp, id);
+        if (!found || (found->n_rows == 0 && field != LLAMA_INTERP_STATS_N_ROWS)) {
+            return -1;
         }
-    }
-    const auto top = [&](int64_t i) -> const llama_interp_stats::top & { return tops[i/s.n_top][i % s.n_top]; };
+        const auto & s = *found;
 
-    const auto token = [&](int64_t i) {
-        const int64_t k    = i/LLAMA_INTERP_STATS_CONTEXT;
-        const int32_t slot = top(k).slot;
+        const int64_t n     = s.n_channels;
+        const int64_t n_all = n*s.n_top;
 
-        return slot < 0 ? -1 : s.contexts[((k/s.n_top)*s.n_top + slot)*LLAMA_INTERP_STATS_CONTEXT + i % LLAMA_INTERP_STATS_CONTEXT];
-    };
+        // largest first
+        std::vector<std::vector<llama_interp_stats::top>> tops;
+        if (field >= LLAMA_INTERP_STATS_TOP) {
+            tops = s.tops;
+            for (auto & heap : tops) {
+                std::sort(heap.begin(), heap.end(), is_larger);
+                heap.resize(s.n_top, { 0.0f, -1, false, -1 }); // fewer tokens than places
+            }
+        }
+        const auto top = [&](int64_t i) -> const llama_interp_stats::top & { return tops[i/s.n_top][i % s.n_top]; };
 
-    switch (field) {
-        case LLAMA_INTERP_STATS_N_ROWS:  return write<int64_t>(dst, n_bytes, 1, [&](int64_t)   { return s.n_rows; });
-        case LLAMA_INTERP_STATS_MEAN:    return write<double >(dst, n_bytes, n, [&](int64_t c) { return get_mean(s, c); });
-        case LLAMA_INTERP_STATS_MEAN_SQ: return write<double >(dst, n_bytes, n, [&](int64_t c) { return get_var(s, c) + get_mean(s, c)*get_mean(s, c); });
-        case LLAMA_INTERP_STATS_VAR:     return write<double >(dst, n_bytes, n, [&](int64_t c) { return get_var(s, c); });
-        case LLAMA_INTERP_STATS_MIN:     return write<float  >(dst, n_bytes, n, [&](int64_t c) { return s.min[c]; });
-        case LLAMA_INTERP_STATS_MAX:     return write<float  >(dst, n_bytes, n, [&](int64_t c) { return s.max[c]; });
-        case LLAMA_INTERP_STATS_N_SMALL: return write<int64_t>(dst, n_bytes, n, [&](int64_t c) { return s.n_small[c]; });
-        case LLAMA_INTERP_STATS_TOP:     return write<float  >(dst, n_bytes, n_all, [&](int64_t i) { return top(i).value; });
-        case LLAMA_INTERP_STATS_TOP_ROW: return write<int64_t>(dst, n_bytes, n_all, [&](int64_t i) { return top(i).row; });
-        case LLAMA_INTERP_STATS_TOP_TOKENS:
-            return write<int32_t>(dst, n_bytes, n_all*LLAMA_INTERP_STATS_CONTEXT, token);
-    }
-    return -1;
+        const auto token = [&](int64_t i) {
+            const int64_t k    = i/LLAMA_INTERP_STATS_CONTEXT;
+            const int32_t slot = top(k).slot;
+
+            return slot < 0 ? -1 : s.contexts[((k/s.n_top)*s.n_top + slot)*LLAMA_INTERP_STATS_CONTEXT + i % LLAMA_INTERP_STATS_CONTEXT];
+        };
+
+        switch (field) {
+            case LLAMA_INTERP_STATS_N_ROWS:  return write<int64_t>(dst, n_bytes, 1, [&](int64_t)   { return s.n_rows; });
+            case LLAMA_INTERP_STATS_MEAN:    return write<double >(dst, n_bytes, n, [&](int64_t c) { return get_mean(s, c); });
+            case LLAMA_INTERP_STATS_MEAN_SQ: return write<double >(dst, n_bytes, n, [&](int64_t c) { return get_var(s, c) + get_mean(s, c)*get_mean(s, c); });
+            case LLAMA_INTERP_STATS_VAR:     return write<double >(dst, n_bytes, n, [&](int64_t c) { return get_var(s, c); });
+            case LLAMA_INTERP_STATS_MIN:     return write<float  >(dst, n_bytes, n, [&](int64_t c) { return s.min[c]; });
+            case LLAMA_INTERP_STATS_MAX:     return write<float  >(dst, n_bytes, n, [&](int64_t c) { return s.max[c]; });
+            case LLAMA_INTERP_STATS_N_SMALL: return write<int64_t>(dst, n_bytes, n, [&](int64_t c) { return s.n_small[c]; });
+            case LLAMA_INTERP_STATS_TOP:     return write<float  >(dst, n_bytes, n_all, [&](int64_t i) { return top(i).value; });
+            case LLAMA_INTERP_STATS_TOP_ROW: return write<int64_t>(dst, n_bytes, n_all, [&](int64_t i) { return top(i).row; });
+            case LLAMA_INTERP_STATS_TOP_TOKENS:
+                return write<int32_t>(dst, n_bytes, n_all*LLAMA_INTERP_STATS_CONTEXT, token);
+        }
+        return -1;
+    });
 }

@@ -6,24 +6,18 @@
 #include "llama-model.h"
 
 #include <climits>
-#include <exception>
 
 // a tokenizer finds out when it is used what the file left out of it: by an exception, or an assertion
-template <typename fn_t>
-static int32_t guarded(fn_t fn) {
-    try {
-        llama_interp_abort_guard guard;
-        return fn();
-    } catch (const std::exception & err) {
-        llama_interp_init_error() = err.what();
-        return INT32_MIN;
-    }
+// a lease of the vocabulary may outlive an error of the model's runs, so what went wrong is kept apart from those
+template <typename F>
+static int32_t guarded(F fn) {
+    return llama_interp_guard<int32_t>(nullptr, INT32_MIN, fn);
 }
 
 int32_t llama_interp_tokenize(
         const llama_interp * interp, const char * text, int32_t n_text, int32_t * tokens, int32_t n_tokens_max, int32_t add_special, int32_t parse_special) {
     const auto * vocab = llama_model_get_vocab(&interp->lctx->get_model());
-    return guarded([&] { return llama_tokenize(vocab, text, n_text, tokens, n_tokens_max, add_special != 0, parse_special != 0); });
+    return guarded([&]() -> int32_t { return llama_tokenize(vocab, text, n_text, tokens, n_tokens_max, add_special != 0, parse_special != 0); });
 }
 
 int32_t llama_interp_token_to_piece(const llama_interp * interp, int32_t token, char * buf, int32_t n_buf) {
@@ -31,7 +25,7 @@ int32_t llama_interp_token_to_piece(const llama_interp * interp, int32_t token, 
     if (token < 0 || token >= llama_vocab_n_tokens(vocab)) {
         return 0;
     }
-    return guarded([&] { return llama_token_to_piece(vocab, token, buf, n_buf, 0, true); });
+    return guarded([&]() -> int32_t { return llama_token_to_piece(vocab, token, buf, n_buf, 0, true); });
 }
 
 int32_t llama_interp_token_is_eog(const llama_interp * interp, int32_t token) {

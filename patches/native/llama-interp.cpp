@@ -26,7 +26,11 @@ static void log_keep(ggml_log_level level, const char * text, void * user_data) 
     std::lock_guard<std::mutex> lock(log_mutex);
 
     if (level >= GGML_LOG_LEVEL_WARN && level <= GGML_LOG_LEVEL_ERROR) {
-        log_text += text;
+        try {
+            log_text += text;
+        } catch (const std::bad_alloc &) {
+            // what is said of a lack of memory may not fit into it
+        }
         if (log_text.size() > 64*1024) {
             log_text.erase(0, log_text.size() - 32*1024);
         }
@@ -69,6 +73,13 @@ static void reserve_nodes(llama_interp * interp) {
     lctx->set_embeddings_layer_inp(0, lctx->get_cparams().embeddings_layer_inp[0]);
 }
 
+static void synchronize(llama_interp * interp) {
+    llama_interp_guard(interp, 0, [&] {
+        interp->lctx->synchronize();
+        return 0;
+    });
+}
+
 llama_interp * llama_interp_attach(llama_context * ctx) {
     if (!ctx) {
         llama_interp_init_error() = "no context";
@@ -79,13 +90,15 @@ llama_interp * llama_interp_attach(llama_context * ctx) {
         return nullptr;
     }
 
-    auto * interp = new llama_interp;
-    interp->lctx = ctx;
+    return llama_interp_guard<llama_interp *>(nullptr, nullptr, [&]() -> llama_interp * {
+        auto interp = std::make_unique<llama_interp>();
+        interp->lctx = ctx;
 
-    set_handle(ctx, interp);
-    reserve_nodes(interp);
+        reserve_nodes(interp.get());
+        set_handle(ctx, interp.get());
 
-    return interp;
+        return interp.release();
+    });
 }
 
 static llama_context_params make_context_params(const llama_interp_params & params) {
@@ -109,8 +122,8 @@ static llama_context_params make_context_params(const llama_interp_params & para
     return res;
 }
 
-void llama_interp_load(const char * path, const llama_interp_params & params, bool no_alloc, llama_model *& model, llama_context *& ctx) {
-    ggml_backend_load_all();
+void llama_interp_load(const char * path, const llama_interp_params & params, bool no_alloc, llama_model_ptr & model, llama_context_ptr & ctx) {
+    llama_interp_backends_load();
     llama_backend_init();
 
     auto mparams = llama_model_default_params();
@@ -128,23 +141,22 @@ void llama_interp_load(const char * path, const llama_interp_params & params, bo
         mparams.devices = devices.data();
     }
 
-    std::unique_ptr<llama_model, decltype(&llama_model_free)> loaded(llama_model_load_from_file(path, mparams), llama_model_free);
-    if (!loaded) {
+    model.reset(llama_model_load_from_file(path, mparams));
+    if (!model) {
         throw std::runtime_error("the model could not be loaded");
     }
 
     auto cparams = make_context_params(params);
-    if (llama_model_is_recurrent(loaded.get()) || llama_model_is_hybrid(loaded.get())) {
+    if (llama_model_is_recurrent(model.get()) || llama_model_is_hybrid(model.get())) {
         cparams.n_seq_max = 1;
     }
 
-    llama_interp_check_model(*loaded);
+    llama_interp_check_model(*model);
 
-    ctx = llama_init_from_model(loaded.get(), cparams);
+    ctx.reset(llama_init_from_model(model.get(), cparams));
     if (!ctx) {
         throw std::runtime_error("the context could not be made");
     }
-    model = loaded.release();
 }
 
 llama_interp * llama_interp_init(const char * path, const llama_interp_params * params) {
@@ -155,27 +167,26 @@ llama_interp * llama_interp_init(const char * path, const llama_interp_params * 
         return nullptr;
     }
 
-    try {
-        llama_interp_abort_guard guard;
-
-        llama_model   * model = nullptr;
-        llama_context * ctx   = nullptr;
+    return llama_interp_guard<llama_interp *>(nullptr, nullptr, [&]() -> llama_interp * {
+        llama_model_ptr   model;
+        llama_context_ptr ctx;
         llama_interp_load(path, *params, false, model, ctx);
 
-        auto * interp = llama_interp_attach(ctx);
-        interp->model = model;
+        auto * interp = llama_interp_attach(ctx.get());
+        if (interp) {
+            interp->model = model.release();
+            ctx->set_abort_callback([](void * data) { return ((llama_interp *) data)->poll(); }, interp);
+            ctx.release();
+        }
         return interp;
-    } catch (const std::exception & err) {
-        llama_interp_init_error() = err.what();
-        return nullptr;
-    }
+    });
 }
 
 void llama_interp_free(llama_interp * interp) {
     if (!interp) {
         return;
     }
-    interp->lctx->synchronize();
+    synchronize(interp);
     set_handle(interp->lctx, nullptr);
 
     if (interp->model) {
@@ -184,10 +195,12 @@ void llama_interp_free(llama_interp * interp) {
     } else {
         // the context of somebody else goes on as if we had never been there
         reserve_nodes(interp);
-        try {
+        const bool reserved = llama_interp_guard(nullptr, false, [&] {
             interp->lctx->sched_reserve();
-        } catch (const std::exception & err) {
-            llama_interp_init_error() = err.what(); // it will try again at its next decode
+            return true;
+        });
+        if (!reserved) {
+            reserve_nodes(interp); // it will try again at its next decode
         }
     }
     delete interp;
@@ -248,7 +261,9 @@ int32_t llama_interp_get_info(const llama_interp * interp, llama_interp_info * i
 }
 
 int32_t llama_interp_meta(const llama_interp * interp, const char * key, char * buf, size_t n_buf) {
-    return llama_model_meta_val_str(&interp->lctx->get_model(), key, buf, n_buf);
+    return llama_interp_guard<int32_t>(interp, -1, [&]() -> int32_t {
+        return llama_model_meta_val_str(&interp->lctx->get_model(), key, buf, n_buf);
+    });
 }
 
 //
@@ -256,48 +271,52 @@ int32_t llama_interp_meta(const llama_interp * interp, const char * key, char * 
 //
 
 int32_t llama_interp_weight_info(const llama_interp * interp, const char * name, llama_interp_tensor_info * info) {
-    const ggml_tensor * t = interp->lctx->get_model().get_tensor(name);
-    if (!t || info->size != sizeof(*info)) {
-        return -1;
-    }
-    *info = {};
-    info->size      = sizeof(*info);
-    info->type      = t->type;
-    info->rows_axis = -1;
-    memcpy(info->ne, t->ne, sizeof(info->ne));
-    return 0;
+    return llama_interp_guard<int32_t>(interp, -1, [&]() -> int32_t {
+        const ggml_tensor * t = interp->lctx->get_model().get_tensor(name);
+        if (!t || info->size != sizeof(*info)) {
+            return -1;
+        }
+        *info = {};
+        info->size      = sizeof(*info);
+        info->type      = t->type;
+        info->rows_axis = -1;
+        memcpy(info->ne, t->ne, sizeof(info->ne));
+        return 0;
+    });
 }
 
 int32_t llama_interp_weight_read(llama_interp * interp, const char * name, float * dst, size_t n_dst) {
-    const ggml_tensor * t = interp->lctx->get_model().get_tensor(name);
-    if (!t || !t->buffer || n_dst != (size_t) ggml_nelements(t)) {
-        interp->error = std::string("no weight of that name and size: ") + name;
-        return -1;
-    }
+    return llama_interp_guard<int32_t>(interp, -1, [&]() -> int32_t {
+        const ggml_tensor * t = interp->lctx->get_model().get_tensor(name);
+        if (!t || !t->buffer || n_dst != (size_t) ggml_nelements(t)) {
+            interp->error = std::string("no weight of that name and size: ") + name;
+            return -1;
+        }
 
-    // repacked weights have no way back
-    ggml_backend_dev_t  dev  = ggml_backend_buft_get_device(ggml_backend_buffer_get_type(t->buffer));
-    const bool          host = ggml_backend_buffer_is_host(t->buffer);
-    if (!host && (!dev || ggml_backend_dev_type(dev) == GGML_BACKEND_DEVICE_TYPE_CPU)) {
-        interp->error = std::string(name) + " was repacked for speed when the model was loaded";
-        return -1;
-    }
+        // repacked weights have no way back
+        ggml_backend_dev_t  dev  = ggml_backend_buft_get_device(ggml_backend_buffer_get_type(t->buffer));
+        const bool          host = ggml_backend_buffer_is_host(t->buffer);
+        if (!host && (!dev || ggml_backend_dev_type(dev) == GGML_BACKEND_DEVICE_TYPE_CPU)) {
+            interp->error = std::string(name) + " was repacked for speed when the model was loaded";
+            return -1;
+        }
 
-    const auto * traits = ggml_get_type_traits(t->type);
-    if (t->type != GGML_TYPE_F32 && !traits->to_float) {
-        interp->error = std::string("weights of type ") + ggml_type_name(t->type) + " cannot be dequantised";
-        return -1;
-    }
+        const auto * traits = ggml_get_type_traits(t->type);
+        if (t->type != GGML_TYPE_F32 && !traits->to_float) {
+            interp->error = std::string("weights of type ") + ggml_type_name(t->type) + " cannot be dequantised";
+            return -1;
+        }
 
-    std::vector<uint8_t> data(ggml_nbytes(t));
-    ggml_backend_tensor_get(t, data.data(), 0, data.size());
+        if (t->type == GGML_TYPE_F32) {
+            ggml_backend_tensor_get(t, dst, 0, ggml_nbytes(t));
+            return 0;
+        }
 
-    if (t->type == GGML_TYPE_F32) {
-        memcpy(dst, data.data(), data.size());
-    } else {
+        std::vector<uint8_t> data(ggml_nbytes(t));
+        ggml_backend_tensor_get(t, data.data(), 0, data.size());
         traits->to_float(data.data(), dst, n_dst);
-    }
-    return 0;
+        return 0;
+    });
 }
 
 //
@@ -305,7 +324,7 @@ int32_t llama_interp_weight_read(llama_interp * interp, const char * name, float
 //
 
 void llama_interp_program_clear(llama_interp * interp) {
-    interp->lctx->synchronize();
+    synchronize(interp);
 
     interp->captures.clear();
     interp->edits   .clear();
@@ -323,48 +342,53 @@ void llama_interp_program_clear(llama_interp * interp) {
     interp->graph_fn = nullptr;
     interp->host_fn  = nullptr;
 
+    interp->incomplete = false;
     interp->version++;
 }
 
 int32_t llama_interp_capture_add(
         llama_interp * interp, const char * name, int32_t il, int32_t occurrence, int32_t kind, int32_t rows_axis,
         const int32_t * heads, int32_t n_heads, const llama_interp_range * ranges, int32_t n_ranges) {
-    const bool is_attn = name && llama_interp_is_attn(name);
-    if (!name || occurrence < 0 || rows_axis < -1 || rows_axis > 3 || (kind == LLAMA_INTERP_CAPTURE_ATTN) != is_attn) {
-        interp->error = "not a capture";
-        return -1;
-    }
+    return llama_interp_guard<int32_t>(interp, -1, [&]() -> int32_t {
+        const bool is_attn = name && llama_interp_is_attn(name);
+        if (!name || occurrence < 0 || rows_axis < -1 || rows_axis > 3 || (kind == LLAMA_INTERP_CAPTURE_ATTN) != is_attn) {
+            interp->error = "not a capture";
+            return -1;
+        }
 
-    llama_interp_capture capture;
-    capture.target    = { name, il, occurrence };
-    capture.kind      = kind;
-    capture.rows_axis = rows_axis;
-    capture.heads .assign(heads,  heads  + n_heads);
-    capture.ranges.assign(ranges, ranges + n_ranges);
-    if (kind == LLAMA_INTERP_CAPTURE_STATS) {
-        capture.stats.reset(new llama_interp_stats);
-    }
+        llama_interp_capture capture;
+        capture.target    = { name, il, occurrence };
+        capture.kind      = kind;
+        capture.rows_axis = rows_axis;
+        capture.heads .assign(heads,  heads  + n_heads);
+        capture.ranges.assign(ranges, ranges + n_ranges);
+        if (kind == LLAMA_INTERP_CAPTURE_STATS) {
+            capture.stats.reset(new llama_interp_stats);
+        }
 
-    interp->captures.push_back(std::move(capture));
-    interp->version++;
+        interp->captures.push_back(std::move(capture));
+        interp->version++;
 
-    return (int32_t) interp->captures.size() - 1;
+        return (int32_t) interp->captures.size() - 1;
+    });
 }
 
 int32_t llama_interp_edit_add(llama_interp * interp, const char * name, int32_t il, int32_t occurrence, int32_t rows_axis) {
-    if (!name || occurrence < 0 || rows_axis < -1 || rows_axis > 3) {
-        interp->error = "not an edit";
-        return -1;
-    }
+    return llama_interp_guard<int32_t>(interp, -1, [&]() -> int32_t {
+        if (!name || occurrence < 0 || rows_axis < -1 || rows_axis > 3) {
+            interp->error = "not an edit";
+            return -1;
+        }
 
-    llama_interp_edit edit;
-    edit.target    = { name, il, occurrence };
-    edit.rows_axis = rows_axis;
+        llama_interp_edit edit;
+        edit.target    = { name, il, occurrence };
+        edit.rows_axis = rows_axis;
 
-    interp->edits.push_back(std::move(edit));
-    interp->version++;
+        interp->edits.push_back(std::move(edit));
+        interp->version++;
 
-    return (int32_t) interp->edits.size() - 1;
+        return (int32_t) interp->edits.size() - 1;
+    });
 }
 
 void llama_interp_set_edit_fn(llama_interp * interp, llama_interp_edit_fn fn, void * user_data) {
@@ -380,59 +404,67 @@ static bool is_start(const char * name) {
 int32_t llama_interp_start_set(
         llama_interp * interp, const char * name, int32_t il, int32_t occurrence, const float * data,
         const int32_t * pos, const int32_t * seq, int32_t n_rows) {
-    if (!name || !is_start(name)) {
-        interp->error = "a run can start at l_out, ffn_inp or sa_out only";
-        return -1;
-    }
-    if (n_rows < 1) {
-        interp->error = "no rows to start from";
-        return -1;
-    }
+    return llama_interp_guard_part<int32_t>(interp, -1, [&]() -> int32_t {
+        if (!name || !is_start(name)) {
+            interp->error = "a run can start at l_out, ffn_inp or sa_out only";
+            return -1;
+        }
+        if (n_rows < 1) {
+            interp->error = "no rows to start from";
+            return -1;
+        }
 
-    interp->start_n_embd = interp->lctx->get_model().hparams.n_embd;
-    interp->start_data.assign(data, data + n_rows*interp->start_n_embd);
-    interp->start_pos.resize(n_rows);
-    interp->start_seq.assign(seq, seq ? seq + n_rows : nullptr);
-    for (int32_t i = 0; i < n_rows; ++i) {
-        interp->start_pos[i] = pos ? pos[i] : i;
-    }
-    interp->start.reset(new llama_interp_target { name, il, occurrence });
-    interp->version++;
+        interp->start_n_embd = interp->lctx->get_model().hparams.n_embd;
+        interp->start_data.assign(data, data + n_rows*interp->start_n_embd);
+        interp->start_pos.resize(n_rows);
+        interp->start_seq.assign(seq, seq ? seq + n_rows : nullptr);
+        for (int32_t i = 0; i < n_rows; ++i) {
+            interp->start_pos[i] = pos ? pos[i] : i;
+        }
+        interp->start.reset(new llama_interp_target { name, il, occurrence });
+        interp->version++;
 
-    return 0;
+        return 0;
+    });
 }
 
 int32_t llama_interp_stop_set(llama_interp * interp, const char * name, int32_t il, int32_t occurrence) {
-    if (!name) {
-        return -1;
-    }
-    interp->stop.reset(new llama_interp_target { name, il, occurrence });
-    interp->version++;
+    return llama_interp_guard_part<int32_t>(interp, -1, [&]() -> int32_t {
+        if (!name) {
+            return -1;
+        }
+        interp->stop.reset(new llama_interp_target { name, il, occurrence });
+        interp->version++;
 
-    return 0;
+        return 0;
+    });
 }
 
 int32_t llama_interp_logits_set(llama_interp * interp, const llama_interp_range * ranges, int32_t n_ranges) {
-    interp->choose_logits = true;
-    interp->logits_ranges.assign(ranges, ranges + n_ranges);
-    if (n_ranges == 0) {
-        interp->logits_ranges.push_back({ 0, 0 });
-    }
-    interp->version++;
+    return llama_interp_guard_part<int32_t>(interp, -1, [&]() -> int32_t {
+        interp->choose_logits = true;
+        interp->logits_ranges.assign(ranges, ranges + n_ranges);
+        if (n_ranges == 0) {
+            interp->logits_ranges.push_back({ 0, 0 });
+        }
+        interp->version++;
 
-    return 0;
+        return 0;
+    });
 }
 
 int32_t llama_interp_logits_set_ids(llama_interp * interp, const int32_t * ids, int32_t n_ids) {
-    const int32_t n_vocab = llama_vocab_n_tokens(llama_model_get_vocab(&interp->lctx->get_model()));
-    if (n_ids < 1 || std::any_of(ids, ids + n_ids, [&](int32_t id) { return id < 0 || id >= n_vocab; })) {
-        interp->error = "logits can be chosen of tokens of the vocabulary";
-        return -1;
-    }
-    interp->logits_ids.assign(ids, ids + n_ids);
-    interp->version++;
+    return llama_interp_guard_part<int32_t>(interp, -1, [&]() -> int32_t {
+        const int32_t n_vocab = llama_vocab_n_tokens(llama_model_get_vocab(&interp->lctx->get_model()));
+        if (n_ids < 1 || std::any_of(ids, ids + n_ids, [&](int32_t id) { return id < 0 || id >= n_vocab; })) {
+            interp->error = "logits can be chosen of tokens of the vocabulary";
+            return -1;
+        }
+        interp->logits_ids.assign(ids, ids + n_ids);
+        interp->version++;
 
-    return 0;
+        return 0;
+    });
 }
 
 void llama_interp_pack_queries(llama_interp * interp) {
@@ -468,13 +500,10 @@ static std::vector<llama_interp_site> scan_graph(llama_interp * interp, int32_t 
 }
 
 int32_t llama_interp_scan(llama_interp * interp, int32_t n_tokens) {
-    if (n_tokens < 1 || n_tokens + 1 > (int32_t) interp->lctx->n_ubatch()) {
-        interp->error = "cannot list the sites: the batch is too small";
-        return -1;
-    }
-
-    try {
-        llama_interp_abort_guard guard;
+    const int32_t n_sites = llama_interp_guard(interp, -1, [&]() -> int32_t {
+        if (n_tokens < 1 || n_tokens + 1 > (int32_t) interp->lctx->n_ubatch()) {
+            throw std::runtime_error("cannot list the sites: the batch is too small");
+        }
 
         interp->lctx->sched_reserve();
 
@@ -482,26 +511,22 @@ int32_t llama_interp_scan(llama_interp * interp, int32_t n_tokens) {
         interp->scanning = true;
         const auto wider = scan_graph(interp, n_tokens + 1);
         const auto sites = scan_graph(interp, n_tokens);
-        interp->scanning = false;
-        interp->decoding = false;
 
         interp->sites = sites;
         for (size_t i = 0; i < sites.size() && i < wider.size(); ++i) {
             interp->sites[i].rows_axis = find_rows_axis(sites[i], wider[i], n_tokens, n_tokens + 1);
         }
-    } catch (const std::exception & err) {
-        interp->scanning = false;
-        interp->decoding = false;
-        interp->error    = err.what();
-        interp->build.reset();
-        reserve_nodes(interp);
-        return -1;
-    }
+        return (int32_t) sites.size();
+    });
+
+    interp->scanning = false;
+    interp->decoding = false;
+    interp->build.reset();
 
     // the scheduler now holds a graph that was never allocated
     reserve_nodes(interp);
 
-    return (int32_t) interp->sites.size();
+    return n_sites;
 }
 
 int32_t llama_interp_scan_get(const llama_interp * interp, int32_t i, llama_interp_site * site) {
@@ -553,6 +578,23 @@ static bool fills_cache(const llama_interp * interp) {
     return !interp->edits.empty() || (interp->start && interp->start->il + 1 < n_layer);
 }
 
+static const int64_t POLL_US = 100*1000;
+
+bool llama_interp::poll() {
+    if (!stopping && poll_fn && decoding && ggml_time_us() >= poll_us) {
+        int32_t stop = 0;
+        poll_fn(poll_data, &stop);
+        stopping = stop != 0;
+        poll_us  = ggml_time_us() + POLL_US;
+    }
+    return stopping;
+}
+
+void llama_interp_set_poll_fn(llama_interp * interp, llama_interp_poll_fn fn, void * user_data) {
+    interp->poll_fn   = fn;
+    interp->poll_data = user_data;
+}
+
 static int32_t decode_batch(llama_interp * interp, const llama_interp_batch & in) {
     std::vector<int32_t>        n_seq_id(in.n_tokens, 1);
     std::vector<llama_seq_id>   seq     (in.seq, in.seq + in.n_tokens);
@@ -571,6 +613,8 @@ static int32_t decode_batch(llama_interp * interp, const llama_interp_batch & in
 
     interp->error.clear();
     interp->failed    = false;
+    interp->stopping  = false;
+    interp->poll_us   = ggml_time_us() + POLL_US;
     interp->decoding  = true;
     interp->n_outputs = 0;
     interp->tokens.first = in.pos[0];
@@ -587,56 +631,70 @@ static int32_t decode_batch(llama_interp * interp, const llama_interp_batch & in
         interp->n_outputs = (int32_t) std::count_if(in.output, in.output + in.n_tokens, [](int8_t o) { return o != 0; });
     }
 
-    interp->decoding = false;
-    interp->build.reset();
+    return ret;
+}
 
+static const char * error_of(int32_t ret) {
+    switch (ret) {
+        case  1: return "the KV cache is full";
+        case  2: return "stopped";
+        case -2: return LLAMA_INTERP_NO_MEMORY;
+        default: return "llama_decode failed";
+    }
+}
+
+// more room or a copy, then the whole batch again: what it left in the cache goes first
+static int32_t decode_with_room(llama_interp * interp, const llama_interp_batch & batch) {
+    if (interp->incomplete) {
+        throw std::runtime_error("a part of what the run reads or changes was lost: " + interp->error);
+    }
+
+    llama_interp_stats_begin(interp, false);
+    std::vector<size_t> n_chunks;
+    for (const auto & capture : interp->captures) {
+        n_chunks.push_back(capture.chunks.size());
+    }
+
+    int32_t ret = decode_batch(interp, batch);
+
+    while (ret != 0 && (interp->full || interp->again) && interp->n_nodes < (1u << 22)) {
+        if (interp->full) {
+            interp->n_nodes *= 4;
+            reserve_nodes(interp);
+        }
+        interp->full  = false;
+        interp->again = false;
+        for (int32_t i = 0; i < batch.n_tokens; ++i) {
+            llama_interp_memory_seq_rm(interp, batch.seq[i], batch.pos[i], -1);
+        }
+        for (size_t i = 0; i < interp->captures.size(); ++i) {
+            interp->captures[i].chunks.resize(n_chunks[i]); // of earlier decodes
+        }
+        llama_interp_stats_begin(interp, true);
+        ret = decode_batch(interp, batch);
+    }
+    if (ret != 0 && interp->error.empty()) {
+        interp->error = error_of(ret);
+    }
     return ret;
 }
 
 int32_t llama_interp_decode(llama_interp * interp, const llama_interp_batch * batch) {
     if (const char * reason = check_batch(interp, *batch)) {
-        interp->error = reason;
-        return -1;
+        return llama_interp_guard(interp, -1, [&]() -> int32_t { throw std::runtime_error(reason); });
     }
 
-    try {
-        llama_interp_abort_guard guard;
+    const int32_t ret = llama_interp_guard(interp, -4, [&] { return decode_with_room(interp, *batch); });
 
-        llama_interp_stats_begin(interp, false);
-        std::vector<size_t> n_chunks;
-        for (const auto & capture : interp->captures) {
-            n_chunks.push_back(capture.chunks.size());
-        }
+    interp->decoding = false;
+    interp->build.reset();
 
-        int32_t ret = decode_batch(interp, *batch);
-
-        // more room or a copy, then the whole batch again: what it left in the cache goes first
-        while (ret != 0 && (interp->full || interp->again) && interp->n_nodes < (1u << 22)) {
-            if (interp->full) {
-                interp->n_nodes *= 4;
-                reserve_nodes(interp);
-            }
-            interp->full  = false;
-            interp->again = false;
-            for (int32_t i = 0; i < batch->n_tokens; ++i) {
-                llama_interp_memory_seq_rm(interp, batch->seq[i], batch->pos[i], -1);
-            }
-            for (size_t i = 0; i < interp->captures.size(); ++i) {
-                interp->captures[i].chunks.resize(n_chunks[i]); // of earlier decodes
-            }
-            llama_interp_stats_begin(interp, true);
-            ret = decode_batch(interp, *batch);
-        }
-        if (ret != 0 && interp->error.empty()) {
-            interp->error = ret == 1 ? "the KV cache is full" : "llama_decode failed with " + std::to_string(ret);
-        }
-        return ret;
-    } catch (const std::exception & err) {
-        interp->decoding = false;
-        interp->build.reset();
-        interp->error = err.what();
-        return -4;
+    if (ret == -4 || (ret < 0 && !interp->failed)) {
+        // what gave up midway may have left a scheduler that is half made, or a graph that is half built
+        reserve_nodes(interp);
+        interp->version++;
     }
+    return ret;
 }
 
 int32_t llama_interp_logits_count(const llama_interp * interp) {
@@ -649,8 +707,7 @@ int32_t llama_interp_logits_read(llama_interp * interp, float * dst, int32_t fir
         first += interp->n_outputs;
     }
     if (!logits || first < 0 || n_rows < 0 || first + n_rows > interp->n_outputs) {
-        interp->error = "the last decode left no such logits";
-        return -1;
+        return llama_interp_guard(interp, -1, []() -> int32_t { throw std::runtime_error("the last decode left no such logits"); });
     }
     const size_t n_row = llama_interp_logits_width(interp);
     memcpy(dst, logits + first*n_row, n_rows*n_row*sizeof(float));
@@ -672,7 +729,9 @@ void llama_interp_memory_clear(llama_interp * interp) {
 
 int32_t llama_interp_memory_rewind(llama_interp * interp, int32_t n_pos) {
     auto * memory = interp->lctx->get_memory();
-    if (memory && !interp->tainted && n_pos > 0 && llama_memory_seq_rm(memory, 0, n_pos, -1)) {
+    const bool is_kept = memory && !interp->tainted && n_pos > 0 &&
+        llama_interp_guard(interp, false, [&] { return llama_memory_seq_rm(memory, 0, n_pos, -1); });
+    if (is_kept) {
         return 0;
     }
     llama_interp_memory_clear(interp);
@@ -692,40 +751,41 @@ static bool has_state(llama_interp * interp, int32_t seq) {
 }
 
 size_t llama_interp_state_size(llama_interp * interp, int32_t seq) {
-    return has_state(interp, seq) ? llama_state_seq_get_size(interp->lctx, seq) : 0;
+    return llama_interp_guard<size_t>(interp, 0, [&]() -> size_t {
+        return has_state(interp, seq) ? llama_state_seq_get_size(interp->lctx, seq) : 0;
+    });
 }
 
 size_t llama_interp_state_get(llama_interp * interp, int32_t seq, uint8_t * dst, size_t n_dst) {
-    return has_state(interp, seq) ? llama_state_seq_get_data(interp->lctx, dst, n_dst, seq) : 0;
+    return llama_interp_guard<size_t>(interp, 0, [&]() -> size_t {
+        return has_state(interp, seq) ? llama_state_seq_get_data(interp->lctx, dst, n_dst, seq) : 0;
+    });
 }
 
 size_t llama_interp_state_set(llama_interp * interp, int32_t seq, const uint8_t * src, size_t n_src) {
-    if (!has_state(interp, seq)) {
-        return 0;
-    }
-    try {
-        llama_interp_abort_guard guard;
-        return llama_state_seq_set_data(interp->lctx, src, n_src, seq);
-    } catch (const std::exception & err) {
-        interp->error = err.what();
-        return 0;
-    }
+    return llama_interp_guard<size_t>(interp, 0, [&]() -> size_t {
+        return has_state(interp, seq) ? llama_state_seq_set_data(interp->lctx, src, n_src, seq) : 0;
+    });
 }
 
 int32_t llama_interp_memory_seq_rm(llama_interp * interp, int32_t seq, int32_t p0, int32_t p1) {
-    if (!interp->lctx->get_memory() || seq < 0 || seq >= (int32_t) interp->lctx->n_seq_max()) {
-        return -1;
-    }
-    return llama_memory_seq_rm(interp->lctx->get_memory(), seq, p0, p1) ? 0 : -1;
+    return llama_interp_guard_part<int32_t>(interp, -1, [&]() -> int32_t {
+        if (!interp->lctx->get_memory() || seq < 0 || seq >= (int32_t) interp->lctx->n_seq_max()) {
+            return -1;
+        }
+        return llama_memory_seq_rm(interp->lctx->get_memory(), seq, p0, p1) ? 0 : -1;
+    });
 }
 
 int32_t llama_interp_memory_seq_cp(llama_interp * interp, int32_t src, int32_t dst, int32_t p0, int32_t p1) {
-    const int32_t n_seq_max = interp->lctx->n_seq_max();
-    if (!interp->lctx->get_memory() || src < 0 || dst < 0 || src >= n_seq_max || dst >= n_seq_max) {
-        return -1;
-    }
-    llama_memory_seq_cp(interp->lctx->get_memory(), src, dst, p0, p1);
-    return 0;
+    return llama_interp_guard_part<int32_t>(interp, -1, [&]() -> int32_t {
+        const int32_t n_seq_max = interp->lctx->n_seq_max();
+        if (!interp->lctx->get_memory() || src < 0 || dst < 0 || src >= n_seq_max || dst >= n_seq_max) {
+            return -1;
+        }
+        llama_memory_seq_cp(interp->lctx->get_memory(), src, dst, p0, p1);
+        return 0;
+    });
 }
 
 void llama_interp_graph_counts(const llama_interp * interp, int64_t * n_built, int64_t * n_reused) {

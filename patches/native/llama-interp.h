@@ -16,7 +16,7 @@
 extern "C" {
 #endif
 
-#define LLAMA_INTERP_VERSION 5
+#define LLAMA_INTERP_VERSION 6
 
 struct llama_interp;
 
@@ -264,14 +264,17 @@ LLAMA_API int32_t llama_interp_edit_add(
                     int32_t   occurrence,
                     int32_t   rows_axis);
 
-// called while a graph is built, once for each edit; returns the replacement, or NULL to stop the decode
-typedef struct ggml_tensor * (*llama_interp_edit_fn)(void * user_data, int32_t edit, struct ggml_tensor * cur);
+// what these functions give goes to memory that is zero before the call: one that is interrupted on its way, in a
+// language that can be, leaves it so, and the decode fails
+
+// called while a graph is built, once for each edit; gives the replacement, or NULL to stop the decode
+typedef void (*llama_interp_edit_fn)(void * user_data, int32_t edit, struct ggml_tensor * cur, struct ggml_tensor ** res);
 
 LLAMA_API void llama_interp_set_edit_fn(struct llama_interp * interp, llama_interp_edit_fn fn, void * user_data);
 
 // a function of a tensor's values, called on the host at every run of the graph
-// data: contiguous float32 in ggml's order, changed in place
-typedef void (*llama_interp_host_fn)(void * user_data, int32_t edit, float * data, const int64_t * ne);
+// data: contiguous float32 in ggml's order, changed in place; done: 1 where that went well
+typedef void (*llama_interp_host_fn)(void * user_data, int32_t edit, float * data, const int64_t * ne, int32_t * done);
 
 LLAMA_API void llama_interp_set_host_fn(struct llama_interp * interp, llama_interp_host_fn fn, void * user_data);
 
@@ -318,8 +321,14 @@ struct llama_interp_batch {
     const int8_t  * output; // 1: logits wanted
 };
 
-// runs the batch with the program; 0 on success
+// runs the batch with the program; 0 on success, 2 if it was stopped
 LLAMA_API int32_t llama_interp_decode(struct llama_interp * interp, const struct llama_interp_batch * batch);
+
+// called on the thread that decodes, a few times a second, between nodes of the graph where the CPU computes them, else
+// between ubatches; stop: 1 ends the batch
+typedef void (*llama_interp_poll_fn)(void * user_data, int32_t * stop);
+
+LLAMA_API void llama_interp_set_poll_fn(struct llama_interp * interp, llama_interp_poll_fn fn, void * user_data);
 
 // logits of the last decode, one row for each output, of n_vocab or of the chosen tokens, in the order of the batch; n_rows of them from `first`,
 // which counts from the end where it is negative
@@ -426,8 +435,8 @@ struct llama_interp_node {
     char     backend[32]; // where it runs or lies
 };
 
-// called when a graph was built and placed on its backends, before it runs
-typedef void (*llama_interp_graph_fn)(void * user_data);
+// called when a graph was built and placed on its backends, before it runs; done: 1 where that went well
+typedef void (*llama_interp_graph_fn)(void * user_data, int32_t * done);
 
 LLAMA_API void llama_interp_set_graph_fn(struct llama_interp * interp, llama_interp_graph_fn fn, void * user_data);
 
