@@ -231,5 +231,5 @@ class Library(native.Library):
         edit, ne = value
         data = (ct.c_float * (sizes[0] // 4))()
         link.fill(data)
-        self._interrupts.open_to(fn, None, edit, ct.cast(data, ct.POINTER(ct.c_float)), (ct.c_int64 * 4)(*ne))
+        self._interrupts.open_to(fn, None, edit, border.pointer(data, ct.POINTER(ct.c_float)), (ct.c_int64 * 4)(*ne))
         link.send(RETURN, None, [data])
