@@ -20,7 +20,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from ci.benchmark import report  # noqa: E402
 from ci.soak import verdict  # noqa: E402
-from ci.soak.parts import PARTS, apart  # noqa: E402
+from ci.soak.parts import PARTS, SHORT, apart  # noqa: E402
 from ci.soak.readings import Reading  # noqa: E402
 
 PAGE = ROOT / "docs" / "reliability.md"
@@ -34,16 +34,17 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def summarise(name: str, readings: list[Reading]) -> dict:
+def summarise(name: str, readings: list[Reading], short: bool = False) -> dict:
     """A row: what was done, what it left, and what is wrong with that."""
     part, kept = PARTS[name], verdict.counted(readings)
+    bounds = {what: bound * (SHORT if short else 1) for what, bound in part.bounds.items()}
     constant = {what: [getattr(kept[0], what), getattr(readings[-1], what)] for what in verdict.CONSTANT}
     return {
         "case": f"{readings[-1].done:,} {part.unit}s", "n_readings": len(kept),
         "resident": [kept[0].resident, readings[-1].resident],
         "slopes": {what: [found.value, found.error] for what, found in verdict.slopes(readings).items()},
-        "bounds": part.bounds, **constant, "changed": readings[-1].changed,
-        "wrong": verdict.complaints(readings, part.bounds),
+        "bounds": bounds, **constant, "changed": readings[-1].changed,
+        "wrong": verdict.complaints(readings, bounds),
     }  # fmt: skip
 
 
@@ -88,7 +89,7 @@ def main() -> int:
         sys.exit("The soak reads /proc, which only Linux has.")
 
     before, found = report.load(), soak(given.parts, given.short)
-    rows = [summarise(name, readings) for name, readings in found.items()]
+    rows = [summarise(name, readings, given.short) for name, readings in found.items()]
     measured = {
         "machine": report.machine(1), "load": [before, report.load()], "rows": rows,
         "readings": {name: list(map(asdict, readings)) for name, readings in found.items()},

@@ -30,6 +30,9 @@ N_CTX, N_GENERATE = 256, 64
 
 TOKENS = [11, 4711, 300, 9, 1024, 77, 5]
 
+#: the bounds of the short form in those of the long one
+SHORT = 10
+
 #: what does one piece of work, by number, and says how many units that was
 Step = Callable[[int], int]
 
@@ -78,7 +81,8 @@ class Part:
         bounds: the largest growth by unit, in bytes and in Python's blocks.
         steps: of the long form, no two alike.
         rounds, period: of the short form, which repeats its first steps: what a round leaves behind is then no larger
-            buffer that was needed for the first time.
+            buffer that was needed for the first time. It ends while Python still fills caches, so its bounds are
+            `SHORT` times as large.
     """
 
     unit: str
@@ -174,14 +178,14 @@ def _isolated_loads(_stack: contextlib.ExitStack, checked: Checked):
 
 
 PARTS = {
-    "runs": Part("hooked run", _runs, {"resident": 200, "heap": 100, "blocks": 0.2}, 10_000, 5, 56),
+    "runs": Part("hooked run", _runs, {"resident": 200, "heap": 100, "blocks": 0.2}, 10_000, 5, 28),
     # of 64 tokens at most: some generations end early
-    "tokens": Part("generated token", _tokens, {"resident": 10, "heap": 5, "blocks": 0.02}, 1_600, 5, 20),
-    "loads": Part("model load", _loads, {"resident": 2_000, "heap": 500, "blocks": 2}, 1_000, 5, 6),
+    "tokens": Part("generated token", _tokens, {"resident": 10, "heap": 5, "blocks": 0.02}, 1_600, 5, 5),
+    "loads": Part("model load", _loads, {"resident": 2_000, "heap": 500, "blocks": 2}, 1_000, 5, 4),
     "isolated runs": Part(
-        "isolated run", _isolated_runs, {"resident": 400, "child": 1_000, "heap": 200, "blocks": 0.5}, 2_000, 5, 28
+        "isolated run", _isolated_runs, {"resident": 400, "child": 1_000, "heap": 200, "blocks": 0.5}, 2_000, 4, 28
     ),
-    "isolated loads": Part("isolated load", _isolated_loads, {"resident": 4_000, "heap": 1_000, "blocks": 2}, 150, 5, 3),
+    "isolated loads": Part("isolated load", _isolated_loads, {"resident": 4_000, "heap": 1_000, "blocks": 2}, 150, 4, 2),
 }
 
 

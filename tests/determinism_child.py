@@ -1,0 +1,43 @@
+"""Runs programs of every kind and writes a hash of all that each found: two processes must write the same.
+
+    python determinism_child.py     # one JSON object on stdout: case -> hash
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
+
+import interp
+import models
+from ci.soak.programs import PROGRAMS, Draw
+from isolation import bits
+
+#: of the default model, which takes many times as long: what calls each of its kernels, with prompts and one token
+OF_THE_DEFAULT = ("capture_everything", "expression", "generation")
+
+N_CTX = 64
+
+
+def digest(found) -> str:
+    """Of every bit of what a program found."""
+    return hashlib.sha256(repr(bits(found)).encode()).hexdigest()
+
+
+def cases():
+    """Names and functions, a model at a time."""
+    for path, names in ((models.tiny("llama"), PROGRAMS), (None, OF_THE_DEFAULT)):
+        for n_threads in (1, 2):
+            for flash_attn in (True, False):
+                with interp.Model(path, n_ctx=N_CTX, flash_attn=flash_attn, n_threads=n_threads) as model:
+                    where = f"{model.name}, {n_threads} threads, flash attention {'on' if flash_attn else 'off'}"
+                    for seed, name in enumerate(names):
+                        yield f"{name}: {where}", PROGRAMS[name](model, Draw(model, seed))
+
+
+if __name__ == "__main__":
+    print(json.dumps({case: digest(found) for case, found in cases()}))
