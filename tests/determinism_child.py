@@ -17,8 +17,10 @@ import models
 from ci.soak.programs import PROGRAMS, Draw
 from isolation import bits
 
-#: of the default model, which takes many times as long: what calls each of its kernels, with prompts and one token
-OF_THE_DEFAULT = ("capture_everything", "expression", "generation")
+#: what calls each kind of kernel; of several threads, which wait for each other where others use the cores, and of the
+#: default model these alone
+FEW = ("capture_everything", "expression", "generation")
+SEVERAL_THREADS = (*FEW, "patch_sweep", "statistics")
 
 N_CTX = 64
 
@@ -30,13 +32,15 @@ def digest(found) -> str:
 
 def cases():
     """Names and functions, a model at a time."""
-    for path, names in ((models.tiny("llama"), PROGRAMS), (None, OF_THE_DEFAULT)):
-        for n_threads in (1, 2):
-            for flash_attn in (True, False):
-                with interp.Model(path, n_ctx=N_CTX, flash_attn=flash_attn, n_threads=n_threads) as model:
-                    where = f"{model.name}, {n_threads} threads, flash attention {'on' if flash_attn else 'off'}"
-                    for seed, name in enumerate(names):
-                        yield f"{name}: {where}", PROGRAMS[name](model, Draw(model, seed))
+    tiny = models.tiny("llama")
+    for path, n_threads, names in (
+        (tiny, 1, PROGRAMS), (tiny, 2, SEVERAL_THREADS), (None, 1, FEW), (None, 2, FEW[1:2]),
+    ):  # fmt: skip
+        for flash_attn in (True, False):
+            with interp.Model(path, n_ctx=N_CTX, flash_attn=flash_attn, n_threads=n_threads) as model:
+                where = f"{model.name}, {n_threads} threads, flash attention {'on' if flash_attn else 'off'}"
+                for seed, name in enumerate(names):
+                    yield f"{name}: {where}", PROGRAMS[name](model, Draw(model, seed))
 
 
 if __name__ == "__main__":
