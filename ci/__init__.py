@@ -8,6 +8,7 @@ Where things are, and where new ones go:
   ``nvidia``) and ``vulkan``; how long it takes: ``estimate``
 - what is made of a library: ``programs/``, ``wheel/`` (with ``check_wheel``)
 - the series: ``series``, ``check_patches``, ``repo``; the night: ``rebase`` on ``rebasing/``, ``publish`` on ``github``
-- what is measured: ``bench`` and ``benchmark/``; on a machine with a GPU: ``gpu``
+- what is measured: ``bench`` and ``benchmark/``; on a machine with a GPU: ``gpu``; over thousands of runs: ``soak/``; which
+  bits stay: ``determinism``
 - what is said: ``doctor``; every command of the pages: ``docs``
 """

@@ -127,6 +127,8 @@ def _token(run: Run, piece: str | int) -> int:
         if not hasattr(piece, "__index__") or not 0 <= piece < run.logits.shape[1]:
             raise RunError(f"token {piece!r} is not in the vocabulary: ids are 0 to {run.logits.shape[1] - 1}")
         return int(piece)
+    if not isinstance(piece, str):
+        return one_token(run.model, piece)
     known = _words.setdefault(run.model, {})
     if piece not in known:
         known[piece] = one_token(run.model, piece)

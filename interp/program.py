@@ -224,7 +224,7 @@ class Program:
             return
         try:
             fn, shape = self._trace.host_functions[index]
-            values = np.ctypeslib.as_array(data, shape)
+            values = _floats_at(data, shape)
             result = as_float32(fn(values.copy()))
             if result.shape != shape:
                 raise EditError(f"The edit at {self.edits[index].site.key} returned shape {result.shape}, not {shape}.")
@@ -339,6 +339,15 @@ def _read_one(lib: native.Library, handle: int, index: int, captured: Captured) 
     return array
 
 
+def _floats_at(data, shape: tuple[int, ...]) -> np.ndarray:
+    """The library's memory behind a pointer, as an array.
+
+    ``np.ctypeslib.as_array`` would leave a type behind for every new shape: ctypes keeps pointer types for ever.
+    """
+    memory = (ct.c_float * math.prod(shape)).from_address(ct.addressof(data.contents))
+    return np.frombuffer(memory, np.float32).reshape(shape)
+
+
 def _take(lib: native.Library, handle: int, index: int, shape: tuple[int, ...], dtype) -> np.ndarray | None:
     """The library's own memory as an array that frees it; None where a copy is needed or cheaper."""
     n_bytes = math.prod(shape) * 4
@@ -357,18 +366,16 @@ class Batch:
     """
 
     def __init__(self, n: int):
-        ints = ct.c_int32 * n
-        self.token, self.pos, self.seq, self.output = ints(), ints(), ints(), (ct.c_int8 * n)()
+        self.token, self.pos, self.seq = np.zeros((3, n), np.int32)
+        self.output = np.zeros(n, np.int8)
         self._struct = header.Batch(
-            n_tokens=n, token=self.token, pos=self.pos, seq=self.seq,
-            output=ct.cast(self.output, ct.POINTER(ct.c_int8)),
-        )  # fmt: skip
-        self.reference = ct.byref(self._struct)
+            n_tokens=n, **{name: ct.cast(getattr(self, name).ctypes.data, kind) for name, kind in header.Batch._fields_[2:]}
+        )
 
     def run(self, lib: native.Library, handle: int) -> str | None:
         """None, or the reason why not."""
         with lib.interrupts:
-            return None if lib.decode(handle, self.reference) == 0 else lib.reason(handle, "the run failed")
+            return None if lib.decode(handle, ct.byref(self._struct)) == 0 else lib.reason(handle, "the run failed")
 
 
 def allocate(shape: tuple[int, ...], dtype, what: str, instead: str) -> np.ndarray:
@@ -389,5 +396,5 @@ def decode(lib: native.Library, handle: int, tokens: Sequence[int], first: int, 
     batch = Batch(len(tokens))
     batch.token[:] = tokens
     batch.pos[:] = range(first, first + len(tokens))
-    batch.output[:] = outputs.tolist()
+    batch.output[:] = outputs
     return batch.run(lib, handle)

@@ -152,8 +152,14 @@ def texts_of(value) -> dict[str, bytes | None]:
 def address_of(value) -> int | None:
     """Where the memory behind an argument lies: whatever ctypes takes for a pointer."""
     if isinstance(value, (int, ct._Pointer, ct.c_void_p)):
-        return ct.cast(value, ct.c_void_p).value
+        # ctypes.cast would make a cycle of the pointer, and the memory behind it would wait for the garbage collector
+        return value if isinstance(value, int) else ct.c_void_p.from_buffer(value).value
     return ct.addressof(value._obj if isinstance(value, _ByRef) else value)
+
+
+def pointer(data: ct.Array, kind):
+    """A pointer to memory that is kept elsewhere: made of the memory itself, it would be a cycle, as in `address_of`."""
+    return ct.cast(ct.addressof(data), kind)
 
 
 def memory(address: int, size: int) -> ct.Array:
@@ -183,4 +189,4 @@ def batch_parts(batch: header.Batch) -> list[bytes]:
 def batch_of(n_tokens: int, parts: Sequence[ct.Array]) -> header.Batch:
     """A batch from its arrays, which must be kept as long as it is."""
     kinds = dict(header.Batch._fields_)
-    return header.Batch(n_tokens=n_tokens, **{name: ct.cast(part, kinds[name]) for name, part in zip(_EACH, parts)})
+    return header.Batch(n_tokens=n_tokens, **{name: pointer(part, kinds[name]) for name, part in zip(_EACH, parts)})

@@ -109,7 +109,7 @@ class Server:
         following, filled = iter(parts), []
         for index, _ in crossing.given:
             if args[index] is not None:
-                texts, args[index] = args[index], ct.cast(next(following), crossing.kinds[index])
+                texts, args[index] = args[index], border.pointer(next(following), crossing.kinds[index])
                 for field, text in texts.items():
                     setattr(args[index].contents, field, text)
         for index, size in crossing.filled:
@@ -119,7 +119,7 @@ class Server:
                 filled.append(room(args[index]))
             else:
                 filled.append(self._scratch(size(self._library, args)))
-            args[index] = ct.cast(filled[-1], crossing.kinds[index])
+            args[index] = border.pointer(filled[-1], crossing.kinds[index])
         return filled
 
     def _scratch(self, size: int) -> ct.Array:

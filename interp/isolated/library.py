@@ -233,7 +233,7 @@ class Library(native.Library):
             edit, ne = value
             data = (ct.c_float * (sizes[0] // 4))()
             link.fill(data)
-            fn(None, edit, ct.cast(data, ct.POINTER(ct.c_float)), (ct.c_int64 * 4)(*ne), ct.byref(done))
+            fn(None, edit, border.pointer(data, ct.POINTER(ct.c_float)), (ct.c_int64 * 4)(*ne), ct.byref(done))
             link.send(RETURN, done.value, [data])
             return
         if number == CROSSINGS["set_edit_fn"].number:

@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <stdexcept>
 
 //
 // graph input of our own: uploads with every ubatch, and refuses to reuse the graph of another program
