@@ -12,6 +12,17 @@ from collections.abc import Callable
 
 import interp
 
+
+def fork_with_models() -> int:
+    """As ``os.fork``, but the fork goes on with the models: on the CPU, with one thread, nothing of them is left behind."""
+    owned = list(interp.forks._owned)
+    interp.forks._owned.clear()
+    pid = os.fork()
+    for thing in owned:
+        interp.forks.own(thing)
+    return pid
+
+
 #: what a fork is told of something of its parent's
 FOREIGN = "belongs to the process that this one was forked from. Load it after the fork"
 

@@ -30,6 +30,7 @@ import numpy.random  # what is imported when it is needed could fail, and that i
 import safetensors.numpy  # noqa: F401
 
 import interp
+from forks import fork_with_models
 
 os.environ["GGML_NO_BACKTRACE"] = "1"  # gdb at every abort
 
@@ -232,7 +233,7 @@ def outcome(memory, point, stage, given, expected: str) -> str:
 def forked(work, watch=lambda descriptor: None) -> str:
     """What some work says in a fork, or ``DEAD`` with its status, where memory was asked for, and where it died."""
     said, where = os.memfd_create("said"), os.memfd_create("where")
-    pid = os.fork()
+    pid = fork_with_models()
     if pid == 0:
         try:
             os.dup2(where, 2)

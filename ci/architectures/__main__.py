@@ -16,6 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from ci.project import BuildError
+from ci.steps import write_text
 
 from . import shapes, table
 
@@ -37,7 +38,7 @@ def main() -> int:
     except BuildError as error:
         sys.exit(f"error: {error}")
     if given.json:
-        given.json.write_text(json.dumps([found.as_json() for found in results], indent=1) + "\n", encoding="utf-8")
+        write_text(given.json, json.dumps([found.as_json() for found in results], indent=1) + "\n")
     if given.write:
         table.write(results)
         print(f"wrote the tables into {table.PAGE.relative_to(table.ROOT)}")
