@@ -30,12 +30,12 @@ from ci.benchmark import report  # noqa: E402
 PAGE = ROOT / "docs" / "reliability.md"
 
 TEXT = (
-    "The Eiffel Tower is located in the city of Paris, and the Colosseum in Rome. When Mary and John went to the store, "
-    "John gave a drink to Mary. Water boils at 100 degrees, but on a mountain it takes less."
+    "The Eiffel Tower is located in the city of Paris, and the Colosseum in Rome. When Mary and John went to the store,"
+    " John gave a drink to Mary. Water boils at 100 degrees, but on a mountain it takes less."
 )
 
-#: tokens of the prompt that a split puts into the first batch, that are generated, that an emulated GPU is given, and of a
-#: long prompt
+#: tokens of the prompt that a split puts into the first batch, that are generated, that an emulated GPU is given, and of
+#: a long prompt
 N_FIRST, N_GENERATE, N_EMULATED, N_LATE = 24, 12, 12, 600
 
 PLAIN = {"n_ctx": 1024, "n_threads": 1}

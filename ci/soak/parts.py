@@ -137,8 +137,9 @@ def _loads(_stack: contextlib.ExitStack, checked: Checked):
     ]
 
     def step(i: int) -> int:
-        (arch, _), number = (DEFAULT, i // DEFAULT_EVERY) if i % DEFAULT_EVERY == DEFAULT_EVERY - 1 else (TINY[i % len(TINY)], i)
-        chosen = options[number // len(TINY) % len(options)]
+        is_default = i % DEFAULT_EVERY == DEFAULT_EVERY - 1
+        arch, _ = DEFAULT if is_default else TINY[i % len(TINY)]
+        chosen = options[(i // DEFAULT_EVERY if is_default else i // len(TINY)) % len(options)]
         model = load((arch, True), **chosen)
         PROGRAMS["steering"](model, Draw(model, i))
         checked.check(model, (arch, *chosen.items()))
@@ -185,7 +186,9 @@ PARTS = {
     "isolated runs": Part(
         "isolated run", _isolated_runs, {"resident": 400, "child": 1_000, "heap": 200, "blocks": 0.5}, 2_000, 4, 28
     ),
-    "isolated loads": Part("isolated load", _isolated_loads, {"resident": 4_000, "heap": 1_000, "blocks": 2}, 150, 4, 2),
+    "isolated loads": Part(
+        "isolated load", _isolated_loads, {"resident": 4_000, "heap": 1_000, "blocks": 2}, 150, 4, 2
+    ),
 }
 
 
@@ -208,8 +211,8 @@ def run(name: str, n_steps: int, n_readings: int, period: int | None = None) -> 
                 yield readings.read(done, child, checked.changed)
 
 
-#: glibc's malloc with one arena, as in a program without threads of its own, and a fixed size from which on memory comes
-#: from the system and goes back there; otherwise what stays free in the heap depends on the order of all frees
+#: glibc's malloc with one arena, as in a program without threads of its own, and a fixed size from which on memory
+#: comes from the system and goes back there; otherwise what stays free in the heap depends on the order of all frees
 ALLOCATOR = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
 
 
@@ -220,7 +223,8 @@ def apart(*args) -> Iterator[Reading]:
         SystemExit: it failed; its errors are on the standard error.
     """
     command = [sys.executable, "-m", __spec__.name, *(str(arg) for arg in args if arg is not None)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT, env={**os.environ, **ALLOCATOR}) as process:
+    env = {**os.environ, **ALLOCATOR}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=env) as process:
         for line in process.stdout:
             yield Reading(**json.loads(line))
     if process.returncode:
