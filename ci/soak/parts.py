@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from . import readings
-from .programs import PROGRAMS, Draw
+from .programs import EVERYTHING, LONGEST, PROGRAMS, Draw
 from .readings import Reading
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -61,12 +61,13 @@ def load(kind: tuple[str | None, bool], **options):
 
 
 def _held(stack: contextlib.ExitStack, kinds, **options) -> dict:
-    """Models that stay open."""
+    """Models that stay open, with what they keep filled now, so that it cannot look like a leak: the texts of tokens
+    that were asked for, and the pages of the buffer that the largest graph of all programs needs."""
     held = {kind: stack.enter_context(load(kind, **options)) for kind in kinds}
     for model in held.values():
-        # a model keeps the text of each token that was asked for: filled now, that table cannot look like a leak
         model.pieces(range(model.n_vocab))
         [model.vocab.is_end(token) for token in range(model.n_vocab)]
+        model.run(list(range(LONGEST)), capture=EVERYTHING)
     return held
 
 

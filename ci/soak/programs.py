@@ -20,6 +20,11 @@ RESIDUAL = ("resid_pre", "resid_mid", "resid_post", "mlp_in", "mlp_out", "attn_o
 #: with heads; keys and values may have fewer of them
 HEADED = ("q", "z", "attn_scores", "k", "v")
 
+EVERYTHING = (*RESIDUAL[2:], *HEADED)
+
+#: tokens of a prompt
+SHORTEST, LONGEST = 5, 24
+
 N_CHOSEN = 3
 
 Program = Callable[[interp.Model, "Draw"], Any]
@@ -49,7 +54,7 @@ class Draw:
         return of[self.whole(0, len(of))]
 
     def tokens(self, n: int | None = None) -> list[int]:
-        return self._rng.integers(10, self._model.n_vocab - 10, n or self.whole(5, 24)).tolist()
+        return self._rng.integers(10, self._model.n_vocab - 10, n or self.whole(SHORTEST, LONGEST)).tolist()
 
     def layer(self, first: int = 0) -> int:
         return self.whole(first, self._model.n_layer)
@@ -99,7 +104,7 @@ def capture_heads(m, d):
 
 @program
 def capture_everything(m, d):
-    return m.run(d.tokens(), capture=[*RESIDUAL[2:], *HEADED])
+    return m.run(d.tokens(), capture=EVERYTHING)
 
 
 # // changing
