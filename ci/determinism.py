@@ -17,7 +17,7 @@ import multiprocessing
 import os
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -30,12 +30,13 @@ from ci.benchmark import report  # noqa: E402
 PAGE = ROOT / "docs" / "reliability.md"
 
 TEXT = (
-    "The Eiffel Tower is located in the city of Paris, and the Colosseum in Rome. When Mary and John went to the store, "
-    "John gave a drink to Mary. Water boils at 100 degrees, but on a mountain it takes less."
+    "The Eiffel Tower is located in the city of Paris, and the Colosseum in Rome. When Mary and John went to the store,"
+    " John gave a drink to Mary. Water boils at 100 degrees, but on a mountain it takes less."
 )
 
-#: tokens of the prompt that a split puts into the first batch, that are generated, and that an emulated GPU is given
-N_FIRST, N_GENERATE, N_EMULATED = 24, 12, 12
+#: tokens of the prompt that a split puts into the first batch, that are generated, that an emulated GPU is given, and of
+#: a long prompt
+N_FIRST, N_GENERATE, N_EMULATED, N_LATE = 24, 12, 12, 600
 
 PLAIN = {"n_ctx": 1024, "n_threads": 1}
 
@@ -54,6 +55,7 @@ class Setting:
         library: the folder of another library.
         missing: why it cannot be measured.
         n_tokens: of the prompt, None: all.
+        base: what it is compared with, None: the plain run over the same tokens.
     """
 
     case: str
@@ -63,6 +65,7 @@ class Setting:
     library: Path | None = None
     missing: str = ""
     n_tokens: int | None = None
+    base: Setting | None = None
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,7 @@ def split(model, tokens) -> Found:
 
 
 def beginning(model, tokens) -> Found:
-    run = model.run(tokens * (600 // len(tokens)), capture="l_out")
+    run = model.run(tokens * (N_LATE // len(tokens)), capture="l_out")
     return Found(tokens, 0, run.logits[: len(tokens)], run["l_out"][:, : len(tokens)])
 
 
@@ -102,6 +105,18 @@ def generated(model, tokens) -> Found:
     # the row that chose the first token belongs to the prompt's batch
     rows = len(made.tokens) - len(tokens)
     return Found(made.tokens, len(tokens), made.logits[1:][:rows], made["l_out"][:, len(tokens) :])
+
+
+def generated_late(model, tokens) -> Found:
+    """After so many tokens that flash attention shares the keys of one query among the threads."""
+    made = model.generate(tokens * (N_LATE // len(tokens)), 4, capture=_at_generated()).run
+    return Found(made.tokens, 0, made.logits[1:], made["l_out"])
+
+
+def _at_generated():
+    import interp
+
+    return interp.at("l_out", positions="generated")
 
 
 def last(model, tokens) -> Found:
@@ -137,6 +152,7 @@ def batched(model, tokens) -> Found:
 
 def settings(vulkan: Path, instructions: Path | None) -> list[Setting]:
     has_vulkan = vulkan.is_dir()
+    late, exact = Setting("", how="generated_late"), Setting("", {"flash_attn": False}, how="generated_late")
     return [
         Setting("nothing: the same in another process"),
         Setting("the model in a process of its own (`isolated=True`)", {"isolated": True}),
@@ -144,11 +160,17 @@ def settings(vulkan: Path, instructions: Path | None) -> list[Setting]:
         Setting("stopped at half of the layers and resumed", how="resumed"),
         Setting("2 threads", {"n_threads": 2}),
         Setting("4 threads", {"n_threads": 4}),
+        Setting("2 threads, tokens generated after 600 others", {"n_threads": 2}, "generated_late", base=late),
+        Setting("4 threads, likewise", {"n_threads": 4}, "generated_late", base=late),
+        Setting(
+            "2 threads, likewise, flash attention off in both", {"n_threads": 2, "flash_attn": False}, "generated_late",
+            base=exact,
+        ),
         Setting("the prompt in two batches (`prefix`)", how="split"),
         Setting("the beginning of a prompt of 600 tokens", how="beginning"),
         Setting("tokens one at a time (`generate`)", how="generated"),
         Setting('`logits="last"`', how="last"),
-        Setting("a sweep, batched instead of serial: its values", how="batched"),
+        Setting("a sweep, batched instead of serial: its values", how="batched", base=Setting("", how="serial")),
         Setting("flash attention off", {"flash_attn": False}),
         Setting("KV cache F32", {"kv_type": "f32"}),
         Setting("KV cache Q8_0", {"kv_type": "q8_0"}),
@@ -200,7 +222,10 @@ def difference(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
 
 def compare(plain: Found, found: Found, is_sweep: bool = False) -> dict:
     """A row: differences of logits and residual stream, and how many rows have another top token."""
-    rows = slice(found.first, found.first + len(found.logits))
+    # where another token was generated, what follows is another text
+    n_rows = len(found.logits) if is_sweep else _n_common(plain, found)
+    found = replace(found, logits=found.logits[:n_rows], resid=None if found.resid is None else found.resid[:, :n_rows])
+    rows = slice(found.first, found.first + n_rows)
     wanted = plain.logits[rows]
     row = {"logits": difference(wanted, found.logits)}
     if found.resid is not None:
@@ -208,6 +233,13 @@ def compare(plain: Found, found: Found, is_sweep: bool = False) -> dict:
     if not is_sweep:
         row["top"] = [int((wanted.argmax(-1) != found.logits.argmax(-1)).sum()), len(wanted)]
     return row
+
+
+def _n_common(plain: Found, found: Found) -> int:
+    """Rows of ``found`` up to the first token that the plain run does not have."""
+    pairs = zip(plain.tokens[len(found.tokens) - len(found.logits) :], found.tokens[len(found.tokens) - len(found.logits) :])
+    other = [a != b for a, b in pairs]
+    return other.index(True) if True in other else len(found.logits)
 
 
 def rows(weights: str, chosen: list[Setting]) -> Iterator[dict]:
@@ -219,11 +251,12 @@ def rows(weights: str, chosen: list[Setting]) -> Iterator[dict]:
             yield {"case": setting.case, "missing": setting.missing or "these are"}
             continue
         is_sweep = setting.how == "batched"
-        found = measure(weights, setting)
-        base = Setting("", how="serial") if is_sweep else plain
-        key = (base.how, *found.tokens)
+        found, base = measure(weights, setting), setting.base or plain
+        # one that generates is given the prompt only
+        tokens = found.tokens if base is plain else None
+        key = (base.case, base.how, *base.options.items(), *(tokens or ()))
         if key not in known:
-            known[key] = measure(weights, base, found.tokens)
+            known[key] = measure(weights, base, tokens)
         yield {"case": setting.case, **compare(known[key], found, is_sweep)}
         report.say(f"{weights}: {setting.case}")
 

@@ -369,7 +369,8 @@ class Batch:
         self.token, self.pos, self.seq = np.zeros((3, n), np.int32)
         self.output = np.zeros(n, np.int8)
         self._struct = header.Batch(
-            n_tokens=n, **{name: ct.cast(getattr(self, name).ctypes.data, kind) for name, kind in header.Batch._fields_[2:]}
+            n_tokens=n,
+            **{name: ct.cast(getattr(self, name).ctypes.data, kind) for name, kind in header.Batch._fields_[2:]},
         )
 
     def run(self, lib: native.Library, handle: int) -> str | None:

@@ -27,7 +27,20 @@ N_CTX = 64
 
 def digest(found) -> str:
     """Of every bit of what a program found."""
-    return hashlib.sha256(repr(bits(found)).encode()).hexdigest()
+    into = hashlib.sha256()
+    _add(bits(found), into)
+    return into.hexdigest()
+
+
+def _add(part, into) -> None:
+    if isinstance(part, dict):
+        part = list(part.items())
+    if isinstance(part, (list, tuple)):
+        into.update(f"{type(part).__name__} of {len(part)}".encode())
+        for inner in part:
+            _add(inner, into)
+    else:
+        into.update(part if isinstance(part, bytes) else repr(part).encode())
 
 
 def cases():

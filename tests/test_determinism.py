@@ -46,7 +46,8 @@ def test_the_hash_of_what_is_found_tells_one_bit():
 
 
 def found_as(rows, first: int = 0, resid=None) -> determinism.Found:
-    return determinism.Found([1, 2, 3, 4], first, np.array(rows, np.float32), None if resid is None else np.array(resid, np.float32))
+    resid = None if resid is None else np.array(resid, np.float32)
+    return determinism.Found([1, 2, 3, 4], first, np.array(rows, np.float32), resid)
 
 
 def test_a_difference_is_given_by_itself_and_as_a_share_of_its_row():
@@ -62,5 +63,8 @@ def test_rows_are_compared_from_the_first_that_was_found():
 
 
 def test_what_was_not_measured_is_a_row_with_the_reason():
-    shown = determinism.table("F32", [{"case": "Vulkan", "missing": "no library"}, {"case": "nothing", "logits": (0.0, 0.0), "top": [0, 9]}])
-    assert shown.lines == [("Vulkan: no library", "", "", "", "", ""), ("nothing", "same bits", "same bits", "", "", "0 of 9")]
+    measured = {"case": "nothing", "logits": (0.0, 0.0), "top": [0, 9]}
+    shown = determinism.table("F32", [{"case": "Vulkan", "missing": "no library"}, measured])
+    assert shown.lines == [
+        ("Vulkan: no library", "", "", "", "", ""), ("nothing", "same bits", "same bits", "", "", "0 of 9"),
+    ]  # fmt: skip

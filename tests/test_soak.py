@@ -166,7 +166,8 @@ print(json.dumps({fn.__name__: grown(fn, *n) for fn, *n in ((edited, 40, 20), (a
 @pytest.fixture(scope="module")
 def grown() -> dict[str, int]:
     """Python's blocks that more work leaves behind, after a warm-up: in a process that does nothing else."""
-    done = subprocess.run([sys.executable, "-c", CHILD], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": PATHS})
+    env = {**os.environ, "PYTHONPATH": PATHS}
+    done = subprocess.run([sys.executable, "-c", CHILD], capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout)
 

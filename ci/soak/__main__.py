@@ -54,7 +54,7 @@ def table(rows: list[dict]) -> report.Table:
     for row in rows:
         found = row["slopes"]
         grown = [_grown(*found[what], row["bounds"][what]) if what in found else "" for what in verdict.GROWING]
-        counts = [str(row[what][0]) if row[what][0] == row[what][1] else "{} to {}".format(*row[what]) for what in verdict.CONSTANT]
+        counts = [" to ".join(map(str, dict.fromkeys(row[what]))) for what in verdict.CONSTANT]
         sizes = " to ".join(f"{size / 2**20:.1f}" for size in row["resident"])
         lines.append((row["case"], sizes, *grown, *counts, "other" if row["changed"] else "the same"))
     return report.Table("Growth by run, token or load ± standard error (bound)", COLUMNS, lines)
@@ -94,8 +94,10 @@ def main() -> int:
         "machine": report.machine(1), "load": [before, report.load()], "rows": rows,
         "readings": {name: list(map(asdict, readings)) for name, readings in found.items()},
     }
-    name = "soak-short" if given.short else "soak"
-    report.publish(name, measured, lambda: [table(rows)], "python -m ci.soak --write", page=given.write, copy=given.json, to=PAGE)
+    report.publish(
+        "soak-short" if given.short else "soak", measured, lambda: [table(rows)], "python -m ci.soak --write",
+        page=given.write, copy=given.json, to=PAGE,
+    )  # fmt: skip
     wrong = [f"{row['case']}: {line}" for row in rows for line in row["wrong"]]
     for line in wrong:
         print(line, file=sys.stderr)

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from . import readings
-from .programs import PROGRAMS, Draw
+from .programs import EVERYTHING, LONGEST, PROGRAMS, Draw
 from .readings import Reading
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -61,12 +61,13 @@ def load(kind: tuple[str | None, bool], **options):
 
 
 def _held(stack: contextlib.ExitStack, kinds, **options) -> dict:
-    """Models that stay open."""
+    """Models that stay open, with what they keep filled now, so that it cannot look like a leak: the texts of tokens
+    that were asked for, and the pages of the buffer that the largest graph of all programs needs."""
     held = {kind: stack.enter_context(load(kind, **options)) for kind in kinds}
     for model in held.values():
-        # a model keeps the text of each token that was asked for: filled now, that table cannot look like a leak
         model.pieces(range(model.n_vocab))
         [model.vocab.is_end(token) for token in range(model.n_vocab)]
+        model.run(list(range(LONGEST)), capture=EVERYTHING)
     return held
 
 
@@ -137,8 +138,9 @@ def _loads(_stack: contextlib.ExitStack, checked: Checked):
     ]
 
     def step(i: int) -> int:
-        (arch, _), number = (DEFAULT, i // DEFAULT_EVERY) if i % DEFAULT_EVERY == DEFAULT_EVERY - 1 else (TINY[i % len(TINY)], i)
-        chosen = options[number // len(TINY) % len(options)]
+        is_default = i % DEFAULT_EVERY == DEFAULT_EVERY - 1
+        arch, _ = DEFAULT if is_default else TINY[i % len(TINY)]
+        chosen = options[(i // DEFAULT_EVERY if is_default else i // len(TINY)) % len(options)]
         model = load((arch, True), **chosen)
         PROGRAMS["steering"](model, Draw(model, i))
         checked.check(model, (arch, *chosen.items()))
@@ -180,12 +182,15 @@ def _isolated_loads(_stack: contextlib.ExitStack, checked: Checked):
 PARTS = {
     "runs": Part("hooked run", _runs, {"resident": 200, "heap": 100, "blocks": 0.2}, 10_000, 5, 28),
     # of 64 tokens at most: some generations end early
-    "tokens": Part("generated token", _tokens, {"resident": 10, "heap": 5, "blocks": 0.02}, 1_600, 5, 5),
-    "loads": Part("model load", _loads, {"resident": 2_000, "heap": 500, "blocks": 2}, 1_000, 5, 4),
+    "tokens": Part("generated token", _tokens, {"resident": 10, "heap": 5, "blocks": 0.05}, 1_600, 5, 5),
+    # once in a thousand loads Python's table of names doubles, by half a megabyte
+    "loads": Part("model load", _loads, {"resident": 2_000, "heap": 1_500, "blocks": 2}, 1_000, 5, 4),
     "isolated runs": Part(
         "isolated run", _isolated_runs, {"resident": 400, "child": 1_000, "heap": 200, "blocks": 0.5}, 2_000, 4, 28
     ),
-    "isolated loads": Part("isolated load", _isolated_loads, {"resident": 4_000, "heap": 1_000, "blocks": 2}, 150, 4, 2),
+    "isolated loads": Part(
+        "isolated load", _isolated_loads, {"resident": 4_000, "heap": 1_000, "blocks": 2}, 150, 4, 2
+    ),
 }
 
 
@@ -208,8 +213,8 @@ def run(name: str, n_steps: int, n_readings: int, period: int | None = None) -> 
                 yield readings.read(done, child, checked.changed)
 
 
-#: glibc's malloc with one arena, as in a program without threads of its own, and a fixed size from which on memory comes
-#: from the system and goes back there; otherwise what stays free in the heap depends on the order of all frees
+#: glibc's malloc with one arena, as in a program without threads of its own, and a fixed size from which on memory
+#: comes from the system and goes back there; otherwise what stays free in the heap depends on the order of all frees
 ALLOCATOR = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
 
 
@@ -220,7 +225,8 @@ def apart(*args) -> Iterator[Reading]:
         SystemExit: it failed; its errors are on the standard error.
     """
     command = [sys.executable, "-m", __spec__.name, *(str(arg) for arg in args if arg is not None)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT, env={**os.environ, **ALLOCATOR}) as process:
+    env = {**os.environ, **ALLOCATOR}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=env) as process:
         for line in process.stdout:
             yield Reading(**json.loads(line))
     if process.returncode:

@@ -20,6 +20,11 @@ RESIDUAL = ("resid_pre", "resid_mid", "resid_post", "mlp_in", "mlp_out", "attn_o
 #: with heads; keys and values may have fewer of them
 HEADED = ("q", "z", "attn_scores", "k", "v")
 
+EVERYTHING = (*RESIDUAL[2:], *HEADED)
+
+#: tokens of a prompt
+SHORTEST, LONGEST = 5, 24
+
 N_CHOSEN = 3
 
 Program = Callable[[interp.Model, "Draw"], Any]
@@ -49,7 +54,7 @@ class Draw:
         return of[self.whole(0, len(of))]
 
     def tokens(self, n: int | None = None) -> list[int]:
-        return self._rng.integers(10, self._model.n_vocab - 10, n or self.whole(5, 24)).tolist()
+        return self._rng.integers(10, self._model.n_vocab - 10, n or self.whole(SHORTEST, LONGEST)).tolist()
 
     def layer(self, first: int = 0) -> int:
         return self.whole(first, self._model.n_layer)
@@ -93,12 +98,13 @@ def capture(m, d):
 @program
 def capture_heads(m, d):
     site = d.one(HEADED[:3])
-    return m.run(d.tokens(), capture=interp.at(site, layers=d.layers(), heads=d.head(), positions=d.one([None, -1, [0, 2]])))
+    at = interp.at(site, layers=d.layers(), heads=d.head(), positions=d.one([None, -1, [0, 2]]))
+    return m.run(d.tokens(), capture=at)
 
 
 @program
 def capture_everything(m, d):
-    return m.run(d.tokens(), capture=[*RESIDUAL[2:], *HEADED])
+    return m.run(d.tokens(), capture=EVERYTHING)
 
 
 # // changing
@@ -115,13 +121,15 @@ def arithmetic(m, d):
 @program
 def expression(m, d):
     a, b = d.vector(), d.number(1.0, 3.0)
-    return m.run(d.tokens(), edits=interp.edit(interp.at("resid_post", d.layer()), lambda x: (x * a).tanh() * b + x.rms_norm()))
+    at = interp.at("resid_post", d.layer())
+    return m.run(d.tokens(), edits=interp.edit(at, lambda x: (x * a).tanh() * b + x.rms_norm()))
 
 
 @program
 def on_the_host(m, d):
     factor = d.number()
-    return m.run(d.tokens(), edits=interp.edit_host(interp.at("mlp_out", d.layer()), lambda x: np.cumsum(x, axis=-1) * factor))
+    at = interp.at("mlp_out", d.layer())
+    return m.run(d.tokens(), edits=interp.edit_host(at, lambda x: np.cumsum(x, axis=-1) * factor))
 
 
 @program
@@ -165,7 +173,8 @@ def batch(m, d):
 def stop_and_resume(m, d):
     tokens, layer = d.tokens(), d.layer(1)
     start = m.run(tokens, capture=interp.at("resid_post", layer - 1), stop_after=layer - 1)
-    return m.resume(start["resid_post", layer - 1], layer, tokens, capture="mlp_out", edits=interp.ablate([(layer, d.head())]))
+    edits = interp.ablate([(layer, d.head())])
+    return m.resume(start["resid_post", layer - 1], layer, tokens, capture="mlp_out", edits=edits)
 
 
 @program
@@ -213,12 +222,14 @@ def abandoned_stream(m, d):
 
 @program
 def statistics(m, d):
-    return interp.stats(m, [d.tokens() for _ in range(N_CHOSEN)], ("resid_post", "mlp_out"), chunk=d.whole(8, 20), progress=False)
+    corpus = [d.tokens() for _ in range(N_CHOSEN)]
+    return interp.stats(m, corpus, ("resid_post", "mlp_out"), chunk=d.whole(8, 20), progress=False)
 
 
 @program
 def patch_sweep(m, d):
-    site, per_head, method = d.one([("resid_pre", False), ("z", True), ("mlp_out", False)]) + (d.one(["batched", "serial"]),)
+    site, per_head = d.one([("resid_pre", False), ("z", True), ("mlp_out", False)])
+    method = d.one(["batched", "serial"])
     return interp.patch_sweep(
         m, *d.pair(), site, d.metric(), per_head, layers=d.layers(), method=method, progress=False
     )

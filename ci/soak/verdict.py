@@ -71,8 +71,8 @@ def complaints(readings: Sequence[Reading], bounds: dict[str, float]) -> list[st
     for name, found in slopes(readings).items():
         if not found.upper <= bounds[name]:
             wrong.append(
-                f"{name} grows by {found.value:.3g} +/- {found.error:.2g} for each unit of work; with {N_ERRORS:g} errors "
-                f"added it must stay below {bounds[name]:g}"
+                f"{name} grows by {found.value:.3g} +/- {found.error:.2g} for each unit of work; with {N_ERRORS:g} "
+                f"errors added it must stay below {bounds[name]:g}"
             )
     first, last = counted(readings)[0], readings[-1]
     for name in CONSTANT:

@@ -158,7 +158,7 @@ def address_of(value) -> int | None:
 
 
 def pointer(data: ct.Array, kind):
-    """A pointer to memory that is kept elsewhere: made of the memory itself, it would be a cycle, as in `address_of`."""
+    """A pointer to memory that is kept elsewhere: made of the memory itself it would be a cycle, as in `address_of`."""
     return ct.cast(ct.addressof(data), kind)
 
 
