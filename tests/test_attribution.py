@@ -158,7 +158,7 @@ def test_a_repacked_weight_says_how_to_load_it():
     class Repacked:
         """Which types are repacked depends on the processor; here, all are."""
 
-        error = staticmethod(lambda handle: b"a.weight was repacked for speed when the model was loaded")
+        reason = staticmethod(lambda handle, default: "a.weight was repacked for speed when the model was loaded")
         weight_read = staticmethod(lambda *_: -1)
 
         @staticmethod
