@@ -73,18 +73,21 @@ class Isolated(Model):
     # the next process
 
     def _check_open(self) -> None:
-        if not self._is_closed:
-            with self._restarting:
-                reason = self._remote.lost
-                if reason is None and self._servers is not None and (gone := self._servers.reason()):
-                    # the library has no way back to a server that it lost
-                    self._remote.kill(gone)
-                    reason = self._remote.lost
-                if isinstance(reason, ProcessError):
-                    self._restart()
-                elif reason is not None:
-                    raise reason
+        with self._restarting:
+            if not self._is_closed:
+                self._revive()
         super()._check_open()
+
+    def _revive(self) -> None:
+        reason = self._remote.lost
+        if reason is None and self._servers is not None and (gone := self._servers.reason()):
+            # the library has no way back to a server that it lost
+            self._remote.kill(gone)
+            reason = self._remote.lost
+        if isinstance(reason, ProcessError):
+            self._restart()
+        elif reason is not None:
+            raise reason
 
     def _restart(self) -> None:
         """Another process, with the model and the prefix as they were; or an error, and the next call tries again."""
@@ -135,10 +138,12 @@ class Isolated(Model):
         self._free()
 
     def _free(self) -> None:
-        self._is_closed = True
-        if self._remote is not None:
-            self._let_go()
-            self._remote.close()
+        # a thread that finds the process gone must not take that for a death, and start another one that nobody closes
+        with self._restarting:
+            self._is_closed = True
+            if self._remote is not None:
+                self._let_go()
+                self._remote.close()
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:
