@@ -33,8 +33,9 @@ def use(path: Path, number: int) -> None:
         model.run("wörld <|im_start|> 1\n", logits="last")
         try:
             model.chat_prompt("Hello")
-        except interp.InterpError:
-            pass  # of the template, which not every model has
+        except (interp.ModelError, interp.RunError) as err:
+            # these files have no template, or a damaged one; anything else is an outcome of its own
+            assert "template" in str(err), err
         if np.isfinite(run.logits).all():
             model.generate(tokens, max_tokens=2)
 

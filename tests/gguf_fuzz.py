@@ -346,15 +346,26 @@ def change_bytes(draw: random.Random, content: bytearray, n_header: int) -> None
 
 
 def changed(seed: int) -> tuple[bytes, str]:
-    """A file by its number, and what was done to it."""
+    """A file by its number, and what was done to it; never the file as it was."""
     draw = random.Random(seed)
     arch = draw.choice(ARCHS)
-    if draw.randrange(5) == 0:
-        file = whole(arch)
-        content = bytearray(file.pack())
-        for _ in range(draw.choice([1, 1, 2])):
-            change_bytes(draw, content, min(len(file.header()), len(content)))
-        return bytes(content), f"{arch}: change_bytes"
+    before = whole(arch).pack()
+    while True:
+        content, done = _changed_bytes(draw, arch) if draw.randrange(5) == 0 else _changed_parts(draw, arch)
+        # a change may find nothing to choose from, or choose what is there already
+        if content != before:
+            return content, f"{arch}: {done}"
+
+
+def _changed_bytes(draw: random.Random, arch: str) -> tuple[bytes, str]:
+    file = whole(arch)
+    content = bytearray(file.pack())
+    for _ in range(draw.choice([1, 1, 2])):
+        change_bytes(draw, content, min(len(file.header()), len(content)))
+    return bytes(content), "change_bytes"
+
+
+def _changed_parts(draw: random.Random, arch: str) -> tuple[bytes, str]:
     file, done = whole(arch).copy(), []
     for _ in range(draw.choice([1, 1, 1, 2, 3])):
         change = draw.choice(CHANGES)
@@ -363,7 +374,7 @@ def changed(seed: int) -> tuple[bytes, str]:
         except (IndexError, ValueError, StopIteration):
             continue  # an earlier change left nothing to choose from
         done.append(change.__name__)
-    return file.pack(), f"{arch}: {', '.join(done)}"
+    return file.pack(), ", ".join(done)
 
 
 # The long form

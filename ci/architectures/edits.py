@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,14 +11,14 @@ import interp
 
 
 @dataclass(frozen=True, eq=False)
-class Edit:
+class Edit(ABC):
     """One edit on both sides."""
 
     layer: int
 
+    @abstractmethod
     def ours(self) -> interp.Edit:
         """As a user makes it."""
-        raise NotImplementedError
 
     def changed(self, role: str, layer: int, x: np.ndarray) -> np.ndarray:
         """What takes the place of what a role holds in a layer."""

@@ -76,10 +76,13 @@ ggml_tensor * llama_interp_build_row_ids(llama_interp * interp, const std::vecto
     return t;
 }
 
-ggml_tensor * llama_interp_input_mask(llama_interp * interp, const llama_interp_range * ranges, int32_t n_ranges, int32_t seq, int32_t dim) {
+// the frame of a function that gives an edit an input while its graph is built: fn makes the input
+// fits: its arguments and the place go together; otherwise says where they do
+template <typename F>
+static ggml_tensor * make_input(llama_interp * interp, bool fits, const char * otherwise, F fn) {
     return llama_interp_guard<ggml_tensor *>(interp, nullptr, [&]() -> ggml_tensor * {
-        if (!interp->build || !interp->build->edit || dim < 0 || dim > 3) {
-            interp->error = "an input belongs to an edit while its graph is built";
+        if (!interp->build || !interp->build->edit || !fits) {
+            interp->error = otherwise;
             return nullptr;
         }
         if (!llama_interp_build_room(interp, 1)) {
@@ -89,16 +92,24 @@ ggml_tensor * llama_interp_input_mask(llama_interp * interp, const llama_interp_
         auto & build = *interp->build;
         llama_interp_build_scope scope(build);
 
+        llama_interp_input & input = fn(build);
+        build.handles.insert(input.t);
+
+        return input.t;
+    });
+}
+
+static const char * IN_AN_EDIT = "an input belongs to an edit while its graph is built";
+
+ggml_tensor * llama_interp_input_mask(llama_interp * interp, const llama_interp_range * ranges, int32_t n_ranges, int32_t seq, int32_t dim) {
+    return make_input(interp, dim >= 0 && dim <= 3, IN_AN_EDIT, [&](llama_interp_build & build) -> llama_interp_input & {
         int64_t ne[4] = { 1, 1, 1, 1 };
         ne[dim] = build.n_rows;
 
         auto & input = add_input(interp, llama_interp_input::MASK, ggml_new_tensor(build.gctx.ctx0, GGML_TYPE_F32, 4, ne), build.outputs_only);
         input.ranges.assign(ranges, ranges + n_ranges);
         input.seq = seq;
-
-        build.handles.insert(input.t);
-
-        return input.t;
+        return input;
     });
 }
 
@@ -110,50 +121,25 @@ void llama_interp_input_index(llama_interp_input & input, const int32_t * pos, c
 
 ggml_tensor * llama_interp_input_rows(
         llama_interp * interp, const int32_t * pos, const int32_t * seq, int32_t n_pos, const float * data, int64_t n_embd) {
-    return llama_interp_guard<ggml_tensor *>(interp, nullptr, [&]() -> ggml_tensor * {
-        if (!interp->build || !interp->build->edit || n_embd < 1) {
-            interp->error = "an input belongs to an edit while its graph is built";
-            return nullptr;
-        }
-        if (!llama_interp_build_room(interp, 1)) {
-            return nullptr;
-        }
-
-        auto & build = *interp->build;
-        llama_interp_build_scope scope(build);
-
+    return make_input(interp, n_embd >= 1, IN_AN_EDIT, [&](llama_interp_build & build) -> llama_interp_input & {
         auto & input = add_input(interp, llama_interp_input::VALUES,
                 ggml_new_tensor_2d(build.gctx.ctx0, GGML_TYPE_F32, n_embd, build.n_rows), build.outputs_only);
         input.n_embd = n_embd;
         input.data.assign(data, data + n_pos*n_embd);
         llama_interp_input_index(input, pos, seq, n_pos);
-
-        build.handles.insert(input.t);
-
-        return input.t;
+        return input;
     });
 }
 
 ggml_tensor * llama_interp_input_keys(llama_interp * interp, const llama_interp_range * ranges, int32_t n_ranges) {
-    return llama_interp_guard<ggml_tensor *>(interp, nullptr, [&]() -> ggml_tensor * {
-        if (!interp->build || !interp->build->edit || interp->build->n_keys < 1) {
-            interp->error = "keys can be chosen only in an edit of attn_logits or attn_scores, while its graph is built";
-            return nullptr;
-        }
-        if (!llama_interp_build_room(interp, 1)) {
-            return nullptr;
-        }
+    const bool fits = interp->build && interp->build->n_keys >= 1;
+    const char * otherwise = "keys can be chosen only in an edit of attn_logits or attn_scores, while its graph is built";
 
-        auto & build = *interp->build;
-        llama_interp_build_scope scope(build);
-
+    return make_input(interp, fits, otherwise, [&](llama_interp_build & build) -> llama_interp_input & {
         auto & input = add_input(interp, llama_interp_input::KEYS, ggml_new_tensor_1d(build.gctx.ctx0, GGML_TYPE_F32, build.n_keys), false);
         input.ranges.assign(ranges, ranges + n_ranges);
         input.il = build.edit->target.il;
-
-        build.handles.insert(input.t);
-
-        return input.t;
+        return input;
     });
 }
 
