@@ -396,4 +396,5 @@ class Model(Context):
 def is_batch(prompt) -> bool:
     """A list of prompts, not a list of tokens."""
     several = isinstance(prompt, (list, tuple)) and len(prompt) > 0
+    # no generator: Ctrl-C while a short-cut closes one is lost
     return several and all([isinstance(p, (str, list, tuple)) for p in prompt])

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 
-from .. import native
+from .. import forks, native
 from ..errors import InterpError, ProcessError, RunError
 from ..interrupts import Interrupts
 from . import border
@@ -91,10 +91,7 @@ class Library(native.Library):
     def lost(self) -> InterpError | None:
         """Why nothing can be called any more; None: all is well."""
         if self._process.is_foreign:
-            return RunError(
-                "This isolated model belongs to the process that this one was forked from. Load it after the fork, or "
-                "start processes by other means, such as multiprocessing's spawn."
-            )
+            return RunError(f"This isolated model {forks.REASON}")
         if self._is_closed:
             return RunError("This model is closed.")
         if self.cause is None and (self._killed_by or not self._process.is_alive()):
