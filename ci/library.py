@@ -26,6 +26,9 @@ VERSION = 1
 
 TARGETS = ("llama", "ggml-rpc")
 
+#: what of patches/native is in the unpatched library too
+BOTH = ("build.cmake", "amx.h")
+
 _PATTERNS = ("*.so", "*.so.*", "*.dylib", "*.dll", "*.lib")
 
 _NINJA_LINE = re.compile(r"^\[(\d+)/(\d+)\] (.*)")
@@ -84,7 +87,7 @@ class Target:
         native = {
             path.name: path.read_bytes().hex()
             for path in sorted(self.project.native.glob("*"))
-            if path.is_file() and (self.patched or path.name == "build.cmake")
+            if path.is_file() and (self.patched or path.name in BOTH)
         }
         return digest(
             VERSION, self.base, series.digest(self.project.patches) if self.patched else None, native, self.settings,

@@ -53,6 +53,17 @@ function(llama_interp_quicken_native)
     set_property(SOURCE ${sources} DIRECTORY "${CMAKE_SOURCE_DIR}/src" PROPERTY COMPILE_OPTIONS -O2)
 endfunction()
 
+# What GCC makes of AMX kernels without the header, the header says.
+function(llama_interp_mend_amx)
+    set(src "${CMAKE_SOURCE_DIR}/ggml/src")
+    set_property(SOURCE "${src}/ggml-cpu/amx/mmq.cpp" DIRECTORY "${src}"
+        PROPERTY COMPILE_OPTIONS -include "${LLAMA_INTERP_NATIVE}/amx.h")
+endfunction()
+set(LLAMA_INTERP_NATIVE "${CMAKE_CURRENT_LIST_DIR}")
+if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
+    cmake_language(DEFER DIRECTORY "${CMAKE_SOURCE_DIR}" CALL llama_interp_mend_amx)
+endif()
+
 if(LLAMA_INTERP_QUICK AND CMAKE_CXX_COMPILER_ID MATCHES "GNU|Clang" AND CMAKE_BUILD_TYPE STREQUAL "Release")
     set(LLAMA_INTERP_QUICKEN ON)
 else()
