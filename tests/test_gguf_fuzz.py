@@ -79,14 +79,25 @@ def test_what_a_kernel_asserts_on_a_thread_of_its_own_is_an_error_before(tmp_pat
                 model.run([1, 2, 3])
 
 
-@pytest.mark.parametrize("arch, name", [("gpt-oss", b"blk.0.ffn_up_exps.bias"), ("gpt2", b"blk.1.attn_norm.weight"), ("gpt2", b"blk.0.ffn_up.bias")])
-@pytest.mark.parametrize("kind", [GGMLQuantizationType.Q8_0, GGMLQuantizationType.F16])
-def test_a_norm_or_bias_of_a_type_that_no_kernel_takes_is_an_error(tmp_path, arch, name, kind):
+#: types that no kernel takes, of norms and biases, and of matrices
+WRONG_TYPES = [
+    (arch, name, kind)
+    for names, kinds in {
+        (("gpt-oss", "blk.0.ffn_up_exps.bias"), ("gpt2", "blk.1.attn_norm.weight"), ("gpt2", "blk.0.ffn_up.bias")): ("Q8_0", "F16"),
+        (("qwen3", "blk.0.ffn_down.weight"), ("olmoe", "blk.1.ffn_down_exps.weight")): ("I8", "I16", "I32", "I64", "F64"),
+    }.items()
+    for arch, name in names
+    for kind in kinds
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("arch, name, kind", WRONG_TYPES)
+def test_a_weight_of_a_type_that_no_kernel_takes_is_an_error(tmp_path, arch, name, kind):
     file, path = gguf_fuzz.whole(arch).copy(), tmp_path / "changed.gguf"
-    gguf_fuzz.quantise(random.Random(0), file, kind, lambda tensor: tensor.name == name)
+    gguf_fuzz.quantise(random.Random(0), file, GGMLQuantizationType[kind], lambda tensor: tensor.name == name.encode())
     path.write_bytes(file.pack())
     with interp.Model(path, n_ctx=16, n_threads=2) as model:
-        with pytest.raises(interp.RunError, match=f"model file is damaged.*{name.decode()} has type {kind.name.lower()}"):
+        with pytest.raises(interp.RunError, match=f"model file is damaged.*{name} has type {kind.lower()}"):
             model.run([1, 2, 3])
 
 

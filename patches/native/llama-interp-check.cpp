@@ -59,9 +59,13 @@ static void refuse_type(const ggml_tensor * weight) {
     refuse(weight, std::string("has type ") + ggml_type_name(weight->type) + ", with which it cannot be used");
 }
 
-// a matrix may have a type that no kernel multiplies or reads, and none looks
-static void check_matrix(const ggml_tensor * weight) {
-    if (weight->type != GGML_TYPE_F32 && weight->type != GGML_TYPE_I32 && !ggml_get_type_traits(weight->type)->to_float) {
+// a matrix may have a type that no kernel multiplies or reads, and none looks; rows of whole numbers can be read
+static void check_matrix(const ggml_tensor * node) {
+    const ggml_tensor * weight = node->src[0];
+    const ggml_type     type   = weight->type;
+
+    const bool as_it_is = type == GGML_TYPE_F32 || (type == GGML_TYPE_I32 && node->op == GGML_OP_GET_ROWS);
+    if (!as_it_is && !ggml_get_type_traits(type)->to_float) {
         refuse_type(weight);
     }
 }
@@ -113,7 +117,7 @@ void llama_interp_check_graph(const ggml_cgraph * gf) {
             case GGML_OP_MUL_MAT:
             case GGML_OP_MUL_MAT_ID:
             case GGML_OP_GET_ROWS:
-                check_matrix(node->src[0]);
+                check_matrix(node);
                 break;
             case GGML_OP_ADD:
             case GGML_OP_ADD_ID:
