@@ -16,6 +16,9 @@ from pathlib import Path
 from . import toolchain
 from .project import BuildError
 
+#: whether this process was started for a library with sanitizers
+ACTIVE = "LLAMA_INTERP_SANITIZE" in os.environ
+
 #: as -fsanitize has them -> the run-time libraries of GCC
 RUNTIMES = {"address": "libasan.so", "undefined": "libubsan.so", "thread": "libtsan.so"}
 
@@ -60,9 +63,17 @@ def check(backend: str) -> None:
 def settings(kinds: tuple[str, ...], given: dict[str, str]) -> dict[str, str]:
     """The CMake settings; ``-D`` of the user's wins over them."""
     chosen = {f"{project}_SANITIZE_{kind.upper()}": "ON" for project in ("LLAMA", "GGML") for kind in kinds}
-    # lines in what a sanitizer prints, and half of the time that -O3 takes to compile
-    flags = "-O1 -g1 -DNDEBUG -fno-omit-frame-pointer"
-    return chosen | {"CMAKE_C_FLAGS_RELEASE": flags, "CMAKE_CXX_FLAGS_RELEASE": flags} | given
+    # lines in what a sanitizer prints, no code to go on after an error, and a quarter of the time that -O3 takes to compile
+    flags = "-O1 -g1 -DNDEBUG -fno-omit-frame-pointer -fno-sanitize-recover=all"
+    return chosen | {
+        "CMAKE_C_FLAGS_RELEASE": flags,
+        "CMAKE_CXX_FLAGS_RELEASE": flags,
+        "LLAMA_INTERP_ONCE": "-O0",
+        "LLAMA_INTERP_HOT": "-O0",
+        # the same kernels everywhere; among those for one processor, upstream's for AMX read numbers that are not aligned,
+        # which the processor allows and C++ does not (ggml-org/llama.cpp#16315 mended some of them)
+        "GGML_NATIVE": "OFF",
+    } | given
 
 
 def environment(kinds: tuple[str, ...], lib: Path) -> dict[str, str]:
@@ -78,6 +89,8 @@ def environment(kinds: tuple[str, ...], lib: Path) -> dict[str, str]:
     preload = [_runtime(RUNTIMES[kind]) for kind in kinds] + [_runtime("libstdc++.so")]
     chosen = {
         "LD_PRELOAD": ":".join(preload),
+        # what pytest keeps of the file handles is lost where the process ends, and with it what the sanitizer found
+        "PYTEST_ADDOPTS": f"{os.environ.get('PYTEST_ADDOPTS', '')} --capture=sys".strip(),
         "LLAMA_INTERP_LIB": str(lib),
         "LLAMA_INTERP_SANITIZE": ",".join(kinds),
         # compiled with other flags, the unpatched library of a usual build rounds otherwise: nothing to compare bits with

@@ -235,5 +235,8 @@ def test_what_cannot_be_loaded_says_why_and_leaves_no_process(tmp_path, monkeypa
 def _children() -> list[int]:
     """Processes that serve a model for this one, but for those of fixtures."""
     held = {model.pid for model in gc.get_objects() if isinstance(model, Isolated) and model._remote is not None}
-    listed = subprocess.run(["pgrep", "-P", str(os.getpid()), "-f", "isolated/child.py"], capture_output=True, text=True)
+    command = ["pgrep", "-P", str(os.getpid()), "-f", "isolated/child.py"]
+    # a sanitizer's library (build.py --sanitize) is for Python alone
+    env = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+    listed = subprocess.run(command, capture_output=True, text=True, env=env)
     return [int(pid) for pid in listed.stdout.split() if int(pid) not in held]

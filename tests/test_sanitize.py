@@ -46,6 +46,7 @@ def test_the_flags_reach_both_of_upstreams_projects_and_the_users_win():
     found = sanitize.settings(("address",), {"CMAKE_C_FLAGS_RELEASE": "-O2"})
     assert found["GGML_SANITIZE_ADDRESS"] == found["LLAMA_SANITIZE_ADDRESS"] == "ON" and "GGML_SANITIZE_THREAD" not in found
     assert found["CMAKE_C_FLAGS_RELEASE"] == "-O2" and "-O1" in found["CMAKE_CXX_FLAGS_RELEASE"]
+    assert found["GGML_NATIVE"] == "OFF" and sanitize.settings(("address",), {"GGML_NATIVE": "ON"})["GGML_NATIVE"] == "ON"
 
 
 def test_a_backend_without_sanitizers_is_refused_in_one_line(capsys):

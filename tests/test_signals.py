@@ -18,6 +18,7 @@ import pytest
 
 import interp
 import models
+from ci import sanitize
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="sends itself signals")
 
@@ -31,7 +32,7 @@ LONG = bool(os.environ.get("LLAMA_INTERP_TEST_LONG"))
 POINTS = 10**9 if LONG else 20
 
 #: seconds within which a call of a small model has to end
-SOON = 2.0
+SOON = 20.0 if sanitize.ACTIVE else 2.0
 
 #: whose functions Ctrl-C reaches at their first line, which is one of the places where Python looks for signals
 _TRACED = (str(ROOT / "interp"), contextlib.__file__)

@@ -19,6 +19,7 @@ import pytest
 
 import interp
 import models
+from ci import sanitize
 from ci.soak import __main__ as command
 from ci.soak import parts, readings, verdict
 from ci.soak.readings import Reading
@@ -96,6 +97,7 @@ def test_the_slope_is_the_line_of_least_squares():
     assert math.isclose(found.value, value) and math.isclose(found.error, math.sqrt(covariance[0, 0] * (rest @ rest) / 3))
 
 
+@pytest.mark.skipif(sanitize.ACTIVE, reason="asks the C library's malloc, and a sanitizer has its own")
 def test_a_reading_sees_what_is_held():
     """Memory by the page, handles, threads."""
     before = readings.read(0)

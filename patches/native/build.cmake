@@ -8,6 +8,8 @@ if(CMAKE_CXX_COMPILER_ID MATCHES "GNU|Clang")
 endif()
 
 option(LLAMA_INTERP_QUICK "compile libllama in a few large units, and what runs once a model without -O3" ON)
+set(LLAMA_INTERP_ONCE -O1 CACHE STRING "then: how what runs once a model is optimised")
+set(LLAMA_INTERP_HOT -O2 CACHE STRING "then: how what runs at every token is optimised")
 
 # libllama builds graphs and reads files, so its compile time goes into headers and into optimising what runs once.
 # Files compiled as one unit share the headers. What runs at every token is "hot".
@@ -40,17 +42,17 @@ function(llama_interp_quicken)
         target_sources(llama PRIVATE "${file}")
         set_property(SOURCE "${file}" DIRECTORY "${src}" PROPERTY SKIP_UNITY_BUILD_INCLUSION ON)
         if(unit MATCHES "^hot")
-            set_property(SOURCE "${file}" DIRECTORY "${src}" PROPERTY COMPILE_OPTIONS -O2)
+            set_property(SOURCE "${file}" DIRECTORY "${src}" PROPERTY COMPILE_OPTIONS ${LLAMA_INTERP_HOT})
         endif()
     endforeach()
-    target_compile_options(llama PRIVATE "$<$<COMPILE_LANGUAGE:CXX>:-O1>")
+    target_compile_options(llama PRIVATE "$<$<COMPILE_LANGUAGE:CXX>:${LLAMA_INTERP_ONCE}>")
 endfunction()
 
 # ours run at every token too
 function(llama_interp_quicken_native)
     get_target_property(sources llama SOURCES)
     list(FILTER sources INCLUDE REGEX "/llama-interp[^/]*[.]cpp$")
-    set_property(SOURCE ${sources} DIRECTORY "${CMAKE_SOURCE_DIR}/src" PROPERTY COMPILE_OPTIONS -O2)
+    set_property(SOURCE ${sources} DIRECTORY "${CMAKE_SOURCE_DIR}/src" PROPERTY COMPILE_OPTIONS ${LLAMA_INTERP_HOT})
 endfunction()
 
 # What GCC makes of AMX kernels without the header, the header says.
@@ -62,6 +64,15 @@ endfunction()
 set(LLAMA_INTERP_NATIVE "${CMAKE_CURRENT_LIST_DIR}")
 if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
     cmake_language(DEFER DIRECTORY "${CMAKE_SOURCE_DIR}" CALL llama_interp_mend_amx)
+endif()
+
+# It reads the number of a type into the enum and checks it in the line after, which the sanitizer would not live to see.
+function(llama_interp_allow_unchecked_enums)
+    set(src "${CMAKE_SOURCE_DIR}/ggml/src")
+    set_property(SOURCE "${src}/gguf.cpp" DIRECTORY "${src}" PROPERTY COMPILE_OPTIONS -fno-sanitize=enum)
+endfunction()
+if(GGML_SANITIZE_UNDEFINED)
+    cmake_language(DEFER DIRECTORY "${CMAKE_SOURCE_DIR}" CALL llama_interp_allow_unchecked_enums)
 endif()
 
 if(LLAMA_INTERP_QUICK AND CMAKE_CXX_COMPILER_ID MATCHES "GNU|Clang" AND CMAKE_BUILD_TYPE STREQUAL "Release")
