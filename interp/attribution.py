@@ -55,7 +55,7 @@ def direct_logit_attribution(
         RunError: no prompt or token, or a run without logits there.
         SiteError: a position out of range, or a run that captured too little.
         ModelError: the residual stream of this architecture is no plain sum of the parts that its graph names, its
-            head is not one norm and one matrix, or a weight was repacked: load with ``repack=False``.
+            head is not one norm and one matrix, or a weight cannot be read (:meth:`Model.weight`).
     """
     if a is None:
         raise RunError('direct_logit_attribution needs a token: direct_logit_attribution(model, prompt, " Paris")')

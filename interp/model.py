@@ -32,7 +32,7 @@ class Model(Context):
         kv_type: type of the KV cache: ``"f16"``, ``"f32"`` or ``"q8_0"`` (with flash attention only).
         flash_attn: faster and leaner; off for comparisons with other software at full precision.
         n_threads: CPU threads; None: as many as this process may use.
-        repack: let the CPU backend rearrange quantised weights for speed; off, weights can be read back.
+        repack: let the CPU backend rearrange quantised weights for speed; :meth:`weight` reads those from the file.
         isolated: keep the model in a process of its own, which may die without ours: llama.cpp aborts where memory
             runs out or a device fails. Everything works as without; what it costs: docs/backends.md. There is a method
             more, ``kill()``, which ends a run that hangs from another thread, and an attribute, ``pid``.
@@ -134,11 +134,11 @@ class Model(Context):
             float32; a matrix is ``(n_out, n_in)``, of experts ``(n_expert, n_out, n_in)``.
 
         Raises:
-            ModelError: there is no such weight (the nearest names are listed), or it was repacked when the model was
-                loaded: load with ``repack=False``.
+            ModelError: there is no such weight (the nearest names are listed), or it was repacked for speed and can no
+                longer be read from the file: load with ``repack=False``.
         """
         with self._locked() as handle:
-            return weights.read(self._lib, handle, name, self.n_layer)
+            return weights.read(self._lib, handle, name, self.n_layer, self.path)
 
     def _has_weight(self, name: str) -> bool:
         with self._locked() as handle:

@@ -1,10 +1,13 @@
-"""Weights of a loaded model, read back as arrays."""
+"""Weights of a loaded model as arrays: read back from where they lie, or from the file where a kernel rearranged them."""
 
 from __future__ import annotations
 
 import ctypes as ct
 import difflib
 import re
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -26,8 +29,11 @@ def has(lib, handle: int, name: str) -> bool:
     return lib.weight_info(handle, name.encode(), ct.byref(header.TensorInfo())) == 0
 
 
-def read(lib, handle: int, name: str, n_layer: int) -> np.ndarray:
+def read(lib, handle: int, name: str, n_layer: int, path: Path) -> np.ndarray:
     """
+    Args:
+        path: the file of the model, or the first of several; read where the weight has been repacked.
+
     Raises:
         ModelError: there is no such weight, or it cannot be read back.
     """
@@ -36,17 +42,74 @@ def read(lib, handle: int, name: str, n_layer: int) -> np.ndarray:
     info = header.TensorInfo()
     if "\0" in name or lib.weight_info(handle, name.encode(), ct.byref(info)) != 0:
         raise ModelError(_missing(lib, handle, name, n_layer))
-    ne = list(info.ne)
-    while len(ne) > 1 and ne[-1] == 1:
-        ne.pop()
-    out = allocate(tuple(ne[::-1]), np.float32, name, "close what else is loaded")
+    out = allocate(_shape(info.ne), np.float32, name, "close what else is loaded")
     if lib.weight_read(handle, name.encode(), out.ctypes.data_as(ct.POINTER(ct.c_float)), out.size) != 0:
         reason = lib.reason(handle, "it cannot be read")
         if "memory" in reason:
             raise RunError(f"No memory for a copy of {name} as it lies in the model: {reason}.")
-        hint = " Load the model with interp.Model(path, repack=False) to read it." if "repacked" in reason else ""
-        raise ModelError(f"{reason}.{hint}")
+        if "repacked" not in reason:
+            raise ModelError(f"{reason}.")
+        try:
+            return _from_file(path, name, info, out)
+        except (OSError, ValueError, IndexError, NotImplementedError) as err:
+            hint = "Load the model with interp.Model(path, repack=False) to read it"
+            raise ModelError(f"{reason}, and cannot be read from {path}: {err}. {hint}.") from err
     return out
+
+
+def _shape(ne) -> tuple[int, ...]:
+    """As an array has it: the last axis first, and none of one element before the others."""
+    ne = list(ne)
+    while len(ne) > 1 and ne[-1] == 1:
+        ne.pop()
+    return tuple(map(int, ne[::-1]))
+
+
+class _Stored(NamedTuple):
+    """Where a file has a weight."""
+
+    path: Path
+    offset: int
+    n_bytes: int
+    kind: int
+    shape: tuple[int, ...]
+
+
+def _from_file(path: Path, name: str, info: header.TensorInfo, out: np.ndarray) -> np.ndarray:
+    """Fills ``out``; which kernels repack, and so what comes here, depends on the processor.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError, IndexError: it is no longer the file that was loaded.
+        NotImplementedError: a type that gguf does not dequantise.
+    """
+    from gguf import GGMLQuantizationType
+    from gguf.quants import dequantize
+
+    stored = _stored(path, path.stat().st_mtime_ns).get(name)
+    if stored is None or (stored.kind, stored.shape) != (info.type, out.shape):
+        raise ValueError(f"it has no {name} like the one that was loaded")
+    data = np.fromfile(stored.path, np.uint8, stored.n_bytes, offset=stored.offset)
+    if data.size != stored.n_bytes:
+        raise ValueError("it is shorter than it was")
+    # a damaged block may be no number, as it is for the kernels
+    with np.errstate(all="ignore"):
+        out[...] = dequantize(data.reshape(*out.shape[:-1], -1), GGMLQuantizationType(stored.kind))
+    return out
+
+
+@lru_cache(maxsize=4)
+def _stored(path: Path, _changed: int) -> dict[str, _Stored]:
+    """All weights of a model; several files are read as one."""
+    from gguf import GGUFReader
+
+    first = re.fullmatch(r"(.*)-00001-of-(\d{5})\.gguf", path.name)
+    parts = [path.with_name(f"{first[1]}-{i:05}-of-{first[2]}.gguf") for i in range(1, int(first[2]) + 1)] if first else [path]
+    return {
+        t.name: _Stored(part, int(t.data_offset), int(t.n_bytes), int(t.tensor_type), _shape(t.shape))
+        for part in parts
+        for t in GGUFReader(part).tensors
+    }
 
 
 def _missing(lib, handle: int, name: str, n_layer: int) -> str:

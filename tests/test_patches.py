@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 
 import pytest
@@ -32,6 +33,14 @@ def tree(project):
 def test_the_real_series_is_good():
     have_tree = (Project().src / Project().pin().commit[:8]).exists()
     assert check_patches.main([] if have_tree else ["--offline"]) == 0
+
+
+def test_no_type_of_ours_can_meet_one_of_upstreams():
+    """Two of a name in one process are one to the loader: the server of ggml's RPC was once ended by our destructor."""
+    types, local = [], re.compile(r"^namespace \{$.*?^\} // namespace$", re.MULTILINE | re.DOTALL)
+    for path in Project().native.glob("*.cpp"):
+        types += re.findall(r"^(?:struct|class|enum|union)\s+(\w+)[^;\n]*\{", local.sub("", path.read_text(encoding="utf-8")), re.MULTILINE)
+    assert [name for name in types if not name.startswith("llama_interp")] == []
 
 
 @pytest.mark.parametrize("value", ["commit", "tag", "sdist.version", "sdist.sha256", "model.sha256"])

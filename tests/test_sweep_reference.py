@@ -59,6 +59,9 @@ def test_another_order_or_sign_is_noticed():
     swapped = reference.copy()
     swapped[first], swapped[second] = reference[second], reference[first]
     assert not sweeps.ordered_alike(swapped, reference, 0.0)
+    gap = abs(reference[first]) - abs(reference[second])
+    assert not sweeps.ordered_alike(swapped, reference, 0.0, 0.9 * gap)
+    assert sweeps.ordered_alike(swapped, reference, 0.0, 1.1 * gap)
     assert not sweeps.ordered_alike(-reference, reference, 0.0)
 
 
@@ -68,7 +71,7 @@ def test_with_flash_attention_the_sign_and_order_of_the_largest_effects_stay():
         for site in ("resid_pre", "z"):
             sweep, reference = sweeps.ours(model, site, COMMITTED.tokens), COMMITTED.values[site]
             assert np.abs(sweep.values - reference).max() <= sweeps.FLASH_BOUND, site
-            assert sweeps.ordered_alike(sweep.values, reference, sweep.baseline), site
+            assert sweeps.ordered_alike(sweep.values, reference, sweep.baseline, sweeps.FLASH_BOUND), site
 
 
 @pytest.fixture(scope="module")

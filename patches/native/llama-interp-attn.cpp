@@ -78,6 +78,8 @@ static ggml_tensor * build_soft_max(
 // side branch
 //
 
+namespace {
+
 struct attn_side {
     ggml_tensor * q;       // [n_embd_head, n_query, n_head]
     ggml_tensor * k;       // [n_embd_head, n_kv,    n_head_kv]
@@ -86,6 +88,8 @@ struct attn_side {
     ggml_tensor * sinks;   // [n_head]
     float         kq_scale;
 };
+
+} // namespace
 
 // q and mask of chosen queries; false if the ubatch holds none
 static bool select_queries(llama_interp * interp, attn_side & side, const std::vector<llama_interp_range> & ranges) {

@@ -264,6 +264,8 @@ static void trim_keys(
     }
 }
 
+namespace {
+
 // what of this ubatch the graph's rows are; shared between the captures
 struct ubatch_rows {
     const llama_ubatch & ubatch;
@@ -288,6 +290,8 @@ struct ubatch_rows {
         return res;
     }
 };
+
+} // namespace
 
 static llama_interp_chunk read_part(
         const llama_interp_capture & capture, const llama_interp_capture::part & part, const void * src,

@@ -153,14 +153,18 @@ int32_t llama_interp_layer_get(const llama_interp * interp, int32_t il, llama_in
 // RPC
 //
 
+namespace {
+
 // ggml keeps a server's devices for ever, but not in its list of devices: a model that asks for none must not get one
-struct rpc_server {
+struct held_server {
     ggml_backend_reg_t reg = nullptr;
     ggml_backend_ptr   held; // the connection
 };
 
+} // namespace
+
 static std::mutex                        rpc_mutex;
-static std::map<std::string, rpc_server> rpc_servers;
+static std::map<std::string, held_server> rpc_servers;
 
 template <typename fn_t>
 static fn_t rpc_function(const char * name) {
@@ -208,7 +212,7 @@ int32_t llama_interp_rpc_connect(const char * endpoint, llama_interp_device * de
 
         const auto add_server = rpc_function<ggml_backend_reg_t (*)(const char *)>("ggml_backend_rpc_add_server");
 
-        rpc_server server;
+        held_server server;
         server.reg = add_server(endpoint);
         if (!server.reg || ggml_backend_reg_dev_count(server.reg) == 0) {
             throw std::runtime_error("the RPC server offers no device");

@@ -15,6 +15,8 @@
 // graph input of our own: uploads with every ubatch, and refuses to reuse the graph of another program
 //
 
+namespace {
+
 class llm_graph_input_interp : public llm_graph_input_i {
 public:
     llm_graph_input_interp(llama_interp * interp, llm_graph_result * res) :
@@ -46,6 +48,8 @@ public:
     const bool         active;
     bool               shown = false;
 };
+
+} // namespace
 
 //
 // llama_interp

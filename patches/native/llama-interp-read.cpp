@@ -28,6 +28,8 @@ static bool is_readable(const ggml_tensor * t, ggml_backend_t backend) {
         ggml_backend_dev_type(ggml_backend_get_device(backend)) == GGML_BACKEND_DEVICE_TYPE_CPU;
 }
 
+namespace {
+
 // a run of tensors whose copies fit into the staging memory together
 struct read_group {
     struct copy {
@@ -55,6 +57,8 @@ struct read_group {
         n_total          += n;
     }
 };
+
+} // namespace
 
 static void read(llama_interp * interp, const read_group & group, size_t i0, const std::function<void(size_t, const void *)> & fn) {
     std::map<ggml_backend_t, uint8_t *> base;

@@ -89,6 +89,8 @@ static void init(llama_interp_stats & stats, int64_t n_channels, const float * f
 // channels that are added together: their sums stay in the first cache while the rows go by
 #define N_BLOCK 64
 
+namespace {
+
 struct block {
     float   shift  [N_BLOCK] = {};
     double  sum    [N_BLOCK] = {};
@@ -102,6 +104,8 @@ struct block {
         std::fill(max, max + N_BLOCK, -INFINITY);
     }
 };
+
+} // namespace
 
 // loops of a length that the compiler knows, over memory that nothing else points to: vectors without more than -O2
 static void add_row(block & b, const float * row, int64_t n, float threshold) {

@@ -137,11 +137,18 @@ def largest(values: np.ndarray, baseline: float, k: int = N_TOP) -> list[tuple[i
     return [tuple(map(int, np.unravel_index(i, values.shape))) for i in order]
 
 
-def ordered_alike(values: np.ndarray, reference: np.ndarray, baseline: float) -> bool:
-    """Whether the largest effects of both have the same sign and order."""
-    first = largest(reference, baseline)
-    signs = [np.sign([table[cell] - baseline for cell in first]) for table in (values, reference)]
-    return largest(values, baseline) == first and np.array_equal(*signs)
+def ordered_alike(values: np.ndarray, reference: np.ndarray, baseline: float, noise: float = 0.0) -> bool:
+    """Whether the largest effects of both have the same sign and order.
+
+    Args:
+        noise: effects of the reference that are no further apart may change places.
+    """
+    found, wanted = values - baseline, reference - baseline
+    for cell in largest(reference, baseline):
+        behind = np.abs(wanted) < abs(wanted[cell]) - noise
+        if np.sign(found[cell]) != np.sign(wanted[cell]) or np.any(np.abs(found[behind]) >= abs(found[cell])):
+            return False
+    return True
 
 
 # the committed values
