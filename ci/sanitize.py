@@ -3,7 +3,7 @@
     build/address-undefined-cpu/lib    the library, never the one that ``interp`` loads by itself
 
 A sanitizer's run-time library must come before all others of a process, so Python itself starts with it (``environment``).
-What upstream is known to do is in ``suppressions/``, each line with the issue that it belongs to.
+What upstream is known to do is allowed by file, in ``patches/native/build.cmake``.
 """
 
 from __future__ import annotations
@@ -97,11 +97,9 @@ def environment(kinds: tuple[str, ...], lib: Path) -> dict[str, str]:
         "LLAMA_INTERP_UNPATCHED_LIB": str(lib.parent / "unpatched"),
     }
     for name, options in _OPTIONS.items():
-        suppressed = Path(__file__).parent / "suppressions" / f"{name.partition('_')[0].lower()}.txt"
-        known = {"suppressions": str(suppressed)} if suppressed.is_file() else {}
         # the user's come last and win
         given = [os.environ[name]] if name in os.environ else []
-        chosen[name] = ":".join([*(f"{key}={value}" for key, value in (options | known).items()), *given])
+        chosen[name] = ":".join([*(f"{key}={value}" for key, value in options.items()), *given])
     return chosen
 
 

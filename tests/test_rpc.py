@@ -13,6 +13,7 @@ import pytest
 
 import interp
 import models
+from ci import sanitize
 from conftest import PROMPT
 from forks import FOREIGN, forked
 from interp import at, rpc_server
@@ -184,6 +185,7 @@ def test_too_many_layers_for_the_memory_of_a_server_say_how_many_fit(servers):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.skipif(sanitize.ACTIVE, reason="AddressSanitizer reserves terabytes")
 def test_a_server_that_cannot_allocate_is_an_error_and_lives():
     """A server that serves its CPU calls all of its memory free."""
     server = Server(memory=2 << 30)

@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 
 import interp
+from ci import sanitize
 from interp import corpus as corpora
 
 BEFORE, AFTER = 15, 4
@@ -330,6 +331,7 @@ def test_tables_and_pictures(tiny, documents, tmp_path):
         stats.plot(tmp_path / "stats.png")
 
 
+@pytest.mark.skipif(sanitize.ACTIVE, reason="a sanitizer keeps notes of all memory")
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="reads the resident memory of Linux")
 def test_memory_does_not_grow_with_the_corpus(tiny):
     sizes = []

@@ -66,13 +66,18 @@ if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_SYSTEM_PROCESSOR MATCHES "x86_
     cmake_language(DEFER DIRECTORY "${CMAKE_SOURCE_DIR}" CALL llama_interp_mend_amx)
 endif()
 
-# It reads the number of a type into the enum and checks it in the line after, which the sanitizer would not live to see.
-function(llama_interp_allow_unchecked_enums)
+# What the sanitizer for undefined behaviour would not live to see past, in two files of upstream's: the number of a type is read
+# into its enum and checked in the line after; RPC's messages are read where they lie (ggml-org/llama.cpp#7948 mended some).
+function(llama_interp_allow_known)
     set(src "${CMAKE_SOURCE_DIR}/ggml/src")
     set_property(SOURCE "${src}/gguf.cpp" DIRECTORY "${src}" PROPERTY COMPILE_OPTIONS -fno-sanitize=enum)
+    if(GGML_RPC)
+        set_property(SOURCE "${src}/ggml-rpc/ggml-rpc.cpp" DIRECTORY "${src}/ggml-rpc"
+            PROPERTY COMPILE_OPTIONS -fno-sanitize=alignment)
+    endif()
 endfunction()
 if(GGML_SANITIZE_UNDEFINED)
-    cmake_language(DEFER DIRECTORY "${CMAKE_SOURCE_DIR}" CALL llama_interp_allow_unchecked_enums)
+    cmake_language(DEFER DIRECTORY "${CMAKE_SOURCE_DIR}" CALL llama_interp_allow_known)
 endif()
 
 if(LLAMA_INTERP_QUICK AND CMAKE_CXX_COMPILER_ID MATCHES "GNU|Clang" AND CMAKE_BUILD_TYPE STREQUAL "Release")
