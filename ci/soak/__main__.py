@@ -26,7 +26,7 @@ from ci.soak.readings import Reading  # noqa: E402
 PAGE = ROOT / "docs" / "reliability.md"
 
 #: of each part, in the long form
-N_READINGS = 50
+N_READINGS = 200
 
 COLUMNS = (
     "case", "resident MiB", "resident, bytes", "its process, bytes", "malloc, bytes", "Python, blocks",

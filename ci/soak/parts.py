@@ -67,8 +67,20 @@ def _held(stack: contextlib.ExitStack, kinds, **options) -> dict:
     for model in held.values():
         model.pieces(range(model.n_vocab))
         [model.vocab.is_end(token) for token in range(model.n_vocab)]
-        model.run(list(range(LONGEST)), capture=EVERYTHING)
+        _touch(model)
     return held
+
+
+def _touch(model) -> None:
+    """The largest graph of all programs: a refused run may have got the model new buffers, of pages that nobody touched."""
+    model.run(list(range(LONGEST)), capture=EVERYTHING)
+
+
+def _check(held: dict, checked: Checked) -> None:
+    """What comes before a reading."""
+    for kind, model in held.items():
+        _touch(model)
+        checked.check(model, kind)
 
 
 @dataclass(frozen=True)
@@ -107,7 +119,7 @@ def _runs(stack: contextlib.ExitStack, checked: Checked):
         programs[number % len(programs)](model, Draw(model, i))
         return 1
 
-    return step, lambda: [checked.check(model, kind) for kind, model in held.items()], None
+    return step, lambda: _check(held, checked), None
 
 
 def _tokens(stack: contextlib.ExitStack, checked: Checked):
@@ -126,7 +138,7 @@ def _tokens(stack: contextlib.ExitStack, checked: Checked):
         made = model.generate(d.tokens(), N_GENERATE, edits, capture, d.one([0.0, 1.0]), seed=i)
         return len(made.tokens)
 
-    return step, lambda: [checked.check(model, kind) for kind, model in held.items()], None
+    return step, lambda: _check(held, checked), None
 
 
 def _loads(_stack: contextlib.ExitStack, checked: Checked):
@@ -152,14 +164,15 @@ def _loads(_stack: contextlib.ExitStack, checked: Checked):
 
 
 def _isolated_runs(stack: contextlib.ExitStack, checked: Checked):
-    model = _held(stack, TINY[:1], isolated=True)[TINY[0]]
+    held = _held(stack, TINY[:1], isolated=True)
+    model = held[TINY[0]]
     programs = list(PROGRAMS.values())
 
     def step(i: int) -> int:
         programs[i % len(programs)](model, Draw(model, i))
         return 1
 
-    return step, lambda: checked.check(model, TINY[0]), model.pid
+    return step, lambda: _check(held, checked), model.pid
 
 
 def _isolated_loads(_stack: contextlib.ExitStack, checked: Checked):
