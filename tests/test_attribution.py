@@ -1,4 +1,4 @@
-"""Direct logit attribution: the parts sum to the logits, heads to their attention; and weights read back."""
+"""Direct logit attribution: the parts sum to the logits, heads to their attention."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from PIL import Image
 
 import interp
 import models
-from interp import attribution, weights
+from interp import attribution
 from recipes import RECIPES
 
 PROMPT = "When Mary and John went to the store, John gave a drink to"
@@ -127,6 +127,3 @@ def test_it_is_printed_drawn_and_saved(tiny, tmp_path, capsys):
     made.html(tmp_path / "a.html")
     again = interp.Attribution.load(made.save(tmp_path / "a.npz"))
     assert np.array_equal(again.values, made.values) and again.top(4) == made.top(4)
-
-
-# weights
