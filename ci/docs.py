@@ -6,8 +6,9 @@
 
 A page holds blocks of two kinds. ``console``: lines that start with ``$ `` are commands, what follows each is its output.
 ``python``: run in one namespace for the page; a ``text`` block right after it is what it prints. All of a page runs in
-one scratch folder, and every picture that the page shows must have been written there under the same name. Other CPUs
-round other last digits, so numbers may differ a little; words may not.
+one scratch folder, and every picture that the page shows must have been written there under the same name. Kernels for one
+processor round otherwise, which quantised weights make large: the pages are of the library that ``build.py wheel`` makes, whose
+kernels are the same on every x86-64 with AVX2 (LLAMA_INTERP_LIB names another). Numbers may differ a little; words may not.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ if __package__ in (None, ""):
 from ci.steps import write_text
 from interp import files
 
-#: how far a number may be from the page's: quantised kernels differ between CPUs
+PORTABLE = ROOT / "build" / "portable-cpu" / "lib"
+
+#: how far a number may be from the page's, on another kind of processor
 ABSOLUTE, RELATIVE = 0.05, 0.1
 
 _BLOCK = re.compile(r"^```(console|python|text)\n(.*?)^```$", re.M | re.S)
@@ -150,6 +153,9 @@ def main() -> int:
     parser.add_argument("pages", nargs="*", type=Path, help="default: README.md and docs/*.md")
     parser.add_argument("--write", action="store_true", help="write outputs and pictures into the pages")
     given = parser.parse_args()
+    if not PORTABLE.is_dir():
+        sys.exit(f"{PORTABLE.relative_to(ROOT)} is not there, and the pages are of that library: python3 build.py wheel --cpu")
+    os.environ.setdefault("LLAMA_INTERP_LIB", str(PORTABLE))
     pages = given.pages or [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
     wrong = []
     for page in pages:
