@@ -6,6 +6,7 @@ for any other exception and for a result of the wrong shape.
 
 from __future__ import annotations
 
+import os
 import resource
 import sys
 import traceback
@@ -16,7 +17,6 @@ import numpy as np
 import gguf_fuzz
 import interp
 from child import serve
-from ci import sanitize
 
 #: bytes that the process may have: a file must not take all that the machine has
 MEMORY = 4 << 30
@@ -54,6 +54,6 @@ def outcome(path: Path, number: int) -> str:
 
 if __name__ == "__main__":
     # AddressSanitizer reserves terabytes
-    if not sanitize.ACTIVE:
+    if "LLAMA_INTERP_SANITIZE" not in os.environ:
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     serve(lambda number: outcome(Path(sys.argv[1], "changed.gguf"), number))
