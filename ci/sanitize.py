@@ -22,17 +22,19 @@ ACTIVE = "LLAMA_INTERP_SANITIZE" in os.environ
 #: as -fsanitize has them -> the run-time libraries of GCC
 RUNTIMES = {"address": "libasan.so", "undefined": "libubsan.so", "thread": "libtsan.so"}
 
+#: as without a sanitizer: too much memory is an error of the call
+_NO_MEMORY = {"allocator_may_return_null": "1"}
+
 #: where an error is found the process ends with SIGABRT, as a crash would; a test that waits for a child sees it
 _OPTIONS = {
     "ASAN_OPTIONS": {
         # Python keeps what it has made until it ends
         "detect_leaks": "0",
-        # as without a sanitizer: too much memory is an error of the call
-        "allocator_may_return_null": "1",
+        **_NO_MEMORY,
         "abort_on_error": "1",
     },
     "UBSAN_OPTIONS": {"halt_on_error": "1", "abort_on_error": "1", "print_stacktrace": "1"},
-    "TSAN_OPTIONS": {"halt_on_error": "1", "abort_on_error": "1", "second_deadlock_stack": "1"},
+    "TSAN_OPTIONS": {**_NO_MEMORY, "halt_on_error": "1", "abort_on_error": "1", "second_deadlock_stack": "1"},
 }
 
 
