@@ -134,8 +134,8 @@ class Model(Context):
             float32; a matrix is ``(n_out, n_in)``, of experts ``(n_expert, n_out, n_in)``.
 
         Raises:
-            ModelError: there is no such weight (the nearest names are listed), or it was repacked for speed and can no
-                longer be read from the file: load with ``repack=False``.
+            ModelError: there is no such weight (the nearest names are listed); or it was repacked for speed, and the file
+                has gone or changed, or is Q1_0, which gguf does not dequantise: load with ``repack=False``.
         """
         with self._locked() as handle:
             return weights.read(self._lib, handle, name, self.n_layer, self.path)

@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import header
-from .errors import ModelError, RunError
+from . import files, header
+from .errors import FileError, ModelError, RunError
 from .program import allocate
 
 #: names that many architectures have, to offer for one that is missing: the library lists none
@@ -50,10 +50,11 @@ def read(lib, handle: int, name: str, n_layer: int, path: Path) -> np.ndarray:
         if "repacked" not in reason:
             raise ModelError(f"{reason}.")
         try:
-            return _from_file(path, name, info, out)
-        except (OSError, ValueError, IndexError, NotImplementedError) as err:
-            hint = "Load the model with interp.Model(path, repack=False) to read it"
-            raise ModelError(f"{reason}, and cannot be read from {path}: {err}. {hint}.") from err
+            with files.refusing(path):
+                _from_file(path, name, info, out)
+        except FileError as err:
+            hint = "Or load the model with interp.Model(path, repack=False) to read it"
+            raise ModelError(f"{reason}, and its file does not help: {err} {hint}.") from err
     return out
 
 
@@ -75,13 +76,12 @@ class _Stored(NamedTuple):
     shape: tuple[int, ...]
 
 
-def _from_file(path: Path, name: str, info: header.TensorInfo, out: np.ndarray) -> np.ndarray:
+def _from_file(path: Path, name: str, info: header.TensorInfo, out: np.ndarray) -> None:
     """Fills ``out``; which kernels repack, and so what comes here, depends on the processor.
 
     Raises:
-        OSError: the file cannot be read.
-        ValueError, IndexError: it is no longer the file that was loaded.
-        NotImplementedError: a type that gguf does not dequantise.
+        RunError: there is no memory for the weight as it lies in the file.
+        Exception: anything that gguf raises for a damaged file, or for a type that it does not dequantise (Q1_0).
     """
     from gguf import GGMLQuantizationType
     from gguf.quants import dequantize
@@ -89,13 +89,15 @@ def _from_file(path: Path, name: str, info: header.TensorInfo, out: np.ndarray) 
     stored = _stored(path, path.stat().st_mtime_ns).get(name)
     if stored is None or (stored.kind, stored.shape) != (info.type, out.shape):
         raise ValueError(f"it has no {name} like the one that was loaded")
-    data = np.fromfile(stored.path, np.uint8, stored.n_bytes, offset=stored.offset)
-    if data.size != stored.n_bytes:
-        raise ValueError("it is shorter than it was")
-    # a damaged block may be no number, as it is for the kernels
-    with np.errstate(all="ignore"):
-        out[...] = dequantize(data.reshape(*out.shape[:-1], -1), GGMLQuantizationType(stored.kind))
-    return out
+    try:
+        data = np.fromfile(stored.path, np.uint8, stored.n_bytes, offset=stored.offset)
+        if data.size != stored.n_bytes:
+            raise ValueError("it is shorter than it was")
+        # a damaged block may be no number, as it is for the kernels
+        with np.errstate(all="ignore"):
+            out[...] = dequantize(data.reshape(*out.shape[:-1], -1), GGMLQuantizationType(stored.kind))
+    except MemoryError as err:
+        raise RunError(f"No memory to read {name} from {path}: close what else is loaded.") from err
 
 
 @lru_cache(maxsize=4)
