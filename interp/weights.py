@@ -13,6 +13,7 @@ import numpy as np
 
 from . import files, header
 from .errors import FileError, ModelError, RunError
+from .graph import shape_of
 from .program import allocate
 
 #: names that many architectures have, to offer for one that is missing: the library lists none
@@ -42,7 +43,7 @@ def read(lib, handle: int, name: str, n_layer: int, path: Path) -> np.ndarray:
     info = header.TensorInfo()
     if "\0" in name or lib.weight_info(handle, name.encode(), ct.byref(info)) != 0:
         raise ModelError(_missing(lib, handle, name, n_layer))
-    out = allocate(_shape(info.ne), np.float32, name, "close what else is loaded")
+    out = allocate(shape_of(info.ne), np.float32, name, "close what else is loaded")
     if lib.weight_read(handle, name.encode(), out.ctypes.data_as(ct.POINTER(ct.c_float)), out.size) != 0:
         reason = lib.reason(handle, "it cannot be read")
         if "memory" in reason:
@@ -56,14 +57,6 @@ def read(lib, handle: int, name: str, n_layer: int, path: Path) -> np.ndarray:
             hint = "Or load the model with interp.Model(path, repack=False) to read it"
             raise ModelError(f"{reason}, and its file does not help: {err} {hint}.") from err
     return out
-
-
-def _shape(ne) -> tuple[int, ...]:
-    """As an array has it: the last axis first, and none of one element before the others."""
-    ne = list(ne)
-    while len(ne) > 1 and ne[-1] == 1:
-        ne.pop()
-    return tuple(map(int, ne[::-1]))
 
 
 class _Stored(NamedTuple):
@@ -108,7 +101,7 @@ def _stored(path: Path, _changed: int) -> dict[str, _Stored]:
     first = re.fullmatch(r"(.*)-00001-of-(\d{5})\.gguf", path.name)
     parts = [path.with_name(f"{first[1]}-{i:05}-of-{first[2]}.gguf") for i in range(1, int(first[2]) + 1)] if first else [path]
     return {
-        t.name: _Stored(part, int(t.data_offset), int(t.n_bytes), int(t.tensor_type), _shape(t.shape))
+        t.name: _Stored(part, int(t.data_offset), int(t.n_bytes), int(t.tensor_type), shape_of(t.shape))
         for part in parts
         for t in GGUFReader(part).tensors
     }
