@@ -6,7 +6,7 @@ Where things are, and where new ones go:
   what the methods do that are more than a run: ``generate``, ``chat``, ``state`` (prefixes), ``parts`` (resume, unembed);
   what threads may use beside a run: ``leases``; what a forked process lets go of: ``forks``
 - an edit: ``edits``; one that takes values from other runs: ``patching``; what it is written in: ``graph`` and ``trace``
-- a name for a tensor: ``aliases`` (roles on every architecture), ``sites`` (selectors)
+- a name for a tensor: ``aliases`` (roles on every architecture), ``sites`` (selectors); a weight as an array: ``weights``
 - an analysis of one run: a module of its own, as ``lens``, ``attention``, ``attribution``
 - a sweep: it makes ``cells`` and gives them to ``batched``, and returns a ``grid``; see ``ablation`` for a short one.
   ``several`` averages it over prompts, as a ``mean_sweep``
