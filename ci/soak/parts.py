@@ -199,7 +199,7 @@ PARTS = {
     # once in a thousand loads Python's table of names doubles, by half a megabyte
     "loads": Part("model load", _loads, {"resident": 2_000, "heap": 1_500, "blocks": 2}, 1_000, 5, 4),
     "isolated runs": Part(
-        "isolated run", _isolated_runs, {"resident": 400, "child": 1_000, "heap": 200, "blocks": 0.5}, 2_000, 4, 28
+        "isolated run", _isolated_runs, {"resident": 400, "child": 1_000, "heap": 200, "blocks": 0.5}, 2_000, 8, 28
     ),
     "isolated loads": Part(
         "isolated load", _isolated_loads, {"resident": 4_000, "heap": 1_000, "blocks": 2}, 150, 4, 2
