@@ -116,6 +116,33 @@ def test_a_reading_sees_what_is_held():
     assert (gone.threads, gone.handles) == (before.threads, before.handles) and gone.heap < before.heap + MB
 
 
+CACHES = """
+import sys
+import numpy as np
+from ci.soak import readings
+
+before = readings.read(0)
+for size in range(1, 2000):
+    np.ones(size, np.uint8), np.empty(0), bytes(size)
+for i in range(300_000):
+    sys.intern(f"another {i}")
+after = readings.read(0)
+kept = [np.ones(1, np.uint8) for _ in range(100)]
+held = readings.read(0)
+print(after.heap - before.heap, held.heap - after.heap)
+"""
+
+
+@pytest.mark.skipif(sanitize.ACTIVE, reason="asks the C library's malloc, and a sanitizer has its own")
+def test_a_reading_does_not_see_what_caches_keep_and_sees_a_hundred_small_arrays():
+    """The caches of malloc, of numpy and of Python's interned names: each once looked like a leak."""
+    env = {**os.environ, **parts.ALLOCATOR, "PYTHONPATH": PATHS}
+    done = subprocess.run([sys.executable, "-c", CACHES], capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stderr[-2000:]
+    cached, held = map(int, done.stdout.split())
+    assert abs(cached) < 1000 and 3000 < held < 12_000, (cached, held)
+
+
 def test_a_plain_run_with_other_logits_is_seen(tiny):
     checked = parts.Checked()
     for _ in range(2):

@@ -193,16 +193,15 @@ def _isolated_loads(_stack: contextlib.ExitStack, checked: Checked):
 
 
 PARTS = {
-    "runs": Part("hooked run", _runs, {"resident": 200, "heap": 100, "blocks": 0.2}, 10_000, 5, 28),
+    "runs": Part("hooked run", _runs, {"resident": 200, "heap": 10, "blocks": 0.2}, 10_000, 5, 28),
     # of 64 tokens at most: some generations end early
-    "tokens": Part("generated token", _tokens, {"resident": 10, "heap": 5, "blocks": 0.05}, 1_600, 5, 5),
-    # once in a thousand loads Python's table of names doubles, by half a megabyte
-    "loads": Part("model load", _loads, {"resident": 2_000, "heap": 1_500, "blocks": 2}, 1_000, 5, 4),
+    "tokens": Part("generated token", _tokens, {"resident": 10, "heap": 0.5, "blocks": 0.05}, 1_600, 5, 5),
+    "loads": Part("model load", _loads, {"resident": 1_000, "heap": 100, "blocks": 2}, 1_000, 5, 4),
     "isolated runs": Part(
-        "isolated run", _isolated_runs, {"resident": 400, "child": 1_000, "heap": 200, "blocks": 0.5}, 2_000, 8, 28
+        "isolated run", _isolated_runs, {"resident": 400, "child": 1_000, "heap": 10, "blocks": 0.5}, 2_000, 8, 28
     ),
     "isolated loads": Part(
-        "isolated load", _isolated_loads, {"resident": 4_000, "heap": 1_000, "blocks": 2}, 150, 4, 2
+        "isolated load", _isolated_loads, {"resident": 4_000, "heap": 100, "blocks": 2}, 150, 4, 2
     ),
 }
 
@@ -226,9 +225,17 @@ def run(name: str, n_steps: int, n_readings: int, period: int | None = None) -> 
                 yield readings.read(done, child, checked.changed)
 
 
-#: glibc's malloc with one arena, as in a program without threads of its own, and a fixed size from which on memory
-#: comes from the system and goes back there; otherwise what stays free in the heap depends on the order of all frees
-ALLOCATOR = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
+#: glibc's malloc: one arena, as in a program without threads of its own; a fixed size from which on memory comes from
+#: the system and goes back there, otherwise what stays free in the heap depends on the order of all frees; and no cache
+#: of freed blocks, which mallinfo2 counts as handed out
+ALLOCATOR = {
+    "GLIBC_TUNABLES": ":".join(
+        f"glibc.malloc.{name}={value}"
+        for name, value in {
+            "arena_max": 1, "mmap_threshold": 131072, "trim_threshold": 131072, "tcache_count": 0,
+        }.items()
+    )
+}  # fmt: skip
 
 
 def apart(*args) -> Iterator[Reading]:

@@ -9,6 +9,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 
 @dataclass(frozen=True)
 class Reading:
@@ -36,7 +38,7 @@ class Reading:
 
 
 def read(done: int, child: int | None = None, changed: int = 0) -> Reading:
-    """A reading of this process, after garbage was collected and free memory given back.
+    """A reading of this process, after garbage was collected, caches were filled, and free memory given back.
 
     Args:
         done: units of work so far.
@@ -44,6 +46,7 @@ def read(done: int, child: int | None = None, changed: int = 0) -> Reading:
         changed: as in `Reading`.
     """
     gc.collect()
+    _fill_caches()
     _give_back()
     return Reading(
         done, resident(os.getpid()), _heap(), sys.getallocatedblocks(), _count("/proc/self/task"),
@@ -66,6 +69,24 @@ def children() -> list[int]:
 
 def _count(folder: str) -> int:
     return len(os.listdir(folder))
+
+
+#: numpy keeps so many freed blocks of each number of bytes below the other (numpy/_core/src/multiarray/alloc.c)
+_NUMPY_KEEPS, _NUMPY_SMALL = 7, 1024
+
+#: more names than Python's table of interned ones has room for
+_N_NAMES = 100_000
+
+
+def _fill_caches() -> None:
+    """What would else be filled bit by bit, whenever an array is of another length than all before, or at some moment,
+    when names that came and went have used up the table of interned ones and it is made anew, for three times as many.
+    """
+    for size in range(1, _NUMPY_SMALL):
+        # all of them are there before the first one goes
+        _ = [np.empty(size, np.uint8) for _ in range(_NUMPY_KEEPS)]
+    for i in range(_N_NAMES):
+        sys.intern(f"name {i}")
 
 
 # // glibc
