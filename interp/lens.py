@@ -211,9 +211,10 @@ class Lens:
 
         column = self._column(position)
         k = self.top_ids.shape[2] if k is None else max(1, min(k, self.top_ids.shape[2]))
-        after = plot.visible("".join(self.pieces[max(0, column - 7) : column + 1]))
+        start = max(0, column - 7)
+        before = "…" * (start > 0) + plot.visible("".join(self.pieces[start : column + 1]))
         table = Table(
-            title=Text(f"logit lens of {self.site} at position {column}, after {after}"), box=box.SIMPLE_HEAD,
+            title=Text(f"logit lens of {self.site} at position {column}, after {before}"), box=box.SIMPLE_HEAD,
             title_justify="left", title_style="bold", show_edge=False, pad_edge=False, padding=(0, 1, 0, 0),
         )
         table.add_column("layer", justify="right", style="cyan", no_wrap=True)

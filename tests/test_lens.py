@@ -196,6 +196,13 @@ def test_the_table_has_a_row_for_each_layer_and_a_column_for_each_rank(fake: Fak
     assert "position 2" in text and max(map(len, text.splitlines())) <= 100
 
 
+def test_the_title_ends_with_the_last_eight_tokens_and_shows_that_there_are_more(fake: FakeModel):
+    lens = logit_lens(fake, [*TOKENS, *TOKENS])
+    for position, first in ((7, 0), (8, 1)):
+        words = plot.visible("".join(lens.pieces[first : position + 1]))
+        assert lens.table(position).title.plain.endswith(f", after {'…' if first else ''}{words}")
+
+
 def test_printing_into_a_pipe_has_no_colour_and_cuts_nothing(fake: FakeModel, capsys: pytest.CaptureFixture):
     logit_lens(fake, TOKENS).print()
     out = capsys.readouterr().out
