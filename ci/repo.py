@@ -97,6 +97,14 @@ def checkout_base(tree: Path, commit: str) -> None:
         raise BuildError(f"{tree} is not at {commit}. Start over with: python3 build.py --clean")
 
 
+def copy_base(tree: Path, scratch: Path) -> None:
+    """Makes a second, independent checkout of a tree's base commit."""
+    base = git(tree, "rev-parse", BASE_REF).strip()
+    init(scratch)
+    fetch(scratch, tree, base)
+    checkout_base(scratch, base)
+
+
 def commit_all(tree: Path, message: str) -> None:
     name, email = IDENTITY
     git(tree, "add", "-A", "-f", ".")

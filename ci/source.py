@@ -117,7 +117,7 @@ def patched_tree(project: Project, origin: Origin, unpatched: Path, report: Repo
     names = series.read(project.patches)
     with report.step("patches") as step:
         scratch = temporary(tree)
-        copy_tree(unpatched, scratch)
+        repo.copy_base(unpatched, scratch)
         series.apply(scratch, project.patches)
         _move_to(tree, scratch)
         write_json(stamp, wanted)
@@ -152,14 +152,6 @@ def _refuse_changes(project: Project, tree: Path) -> None:
             f"{tree} was changed by hand ({changed[0].strip()}). Builds use only what the pin and the series give: work "
             f"in {project.src / 'work'} instead (made by: python -m ci.series work), and delete {tree}."
         )
-
-
-def copy_tree(tree: Path, scratch: Path) -> None:
-    """Makes a second, independent checkout of a tree's base commit."""
-    base = repo.git(tree, "rev-parse", repo.BASE_REF).strip()
-    repo.init(scratch)
-    repo.fetch(scratch, tree, base)
-    repo.checkout_base(scratch, base)
 
 
 # // fetching

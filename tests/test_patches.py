@@ -10,6 +10,7 @@ import pytest
 import upstream
 from ci import check_patches, repo, series, source
 from ci.project import ROOT, BuildError, Project
+from ci.series import __main__ as series_command
 from ci.steps import Report
 
 
@@ -123,7 +124,7 @@ def test_export_of_an_applied_series_gives_the_same_bytes(project, tree):
 def test_the_same_series_gives_the_same_commits(project, tree):
     heads = []
     for name in ("one", "two"):
-        source.copy_tree(tree, project.src / name)
+        repo.copy_base(tree, project.src / name)
         series.apply(project.src / name, project.patches)
         heads.append(repo.head(project.src / name))
     assert heads[0] == heads[1]
@@ -181,6 +182,12 @@ def test_a_working_copy_is_never_replaced(project, tree):
     series.working_copy(project, tree, Report())
     with pytest.raises(BuildError, match="was not exported"):
         series.working_copy(project, tree, Report())
+
+
+def test_without_a_working_copy_the_command_says_how_to_make_one(project, capsys):
+    (project.src / "work").mkdir(parents=True)
+    assert series_command.main(["export"], project) == 1
+    assert "no working copy. Make one with: python -m ci.series work" in capsys.readouterr().err
 
 
 def test_uncommitted_work_is_not_exported_in_silence(project, tree):

@@ -14,10 +14,11 @@ import pytest
 
 import git_server
 import upstream
-from ci import rebase, repo, series
+from ci import rebase, repo
 from ci.project import ROOT, BuildError, Project
 from ci.rebasing import changes, checks, layouts, markdown, table
 from ci.rebasing.upstream import open_store
+from ci.series import __main__ as series_command
 from ci.steps import Report
 
 PATCHES = ("first-hook.patch", "second-hook.patch")
@@ -111,7 +112,7 @@ def test_a_conflict_is_shown_and_can_be_resolved_with_the_three_commands(project
     shell(go_on)
     # python -m ci.series is this project's own there; here the same call, on the project of the test
     assert export.startswith("python -m ci.series export --tree out/tree --move-pin")
-    series.main(["export", "--tree", str(tree), "--move-pin"], project)
+    series_command.main(["export", "--tree", str(tree), "--move-pin"], project)
     assert project.pin().commit == head
     assert run(project, clone)[1]["patches"] == [
         {"name": name, "result": "clean", "files": ["src/llama.cpp"], "conflicts": [], "hunks": ""} for name in PATCHES
@@ -226,7 +227,7 @@ def test_a_conflict_from_a_host_can_be_resolved_without_it(project, clone, tmp_p
     upstream.write(tree, lines(line_3="line 3, upstream, hooked"))
     repo.git(tree, "add", "-A")
     repo.git(tree, "am", "--continue")
-    series.main(["export", "--tree", str(tree)], project)
+    series_command.main(["export", "--tree", str(tree)], project)
 
 
 # // bad input: one line, exit code 2, no report

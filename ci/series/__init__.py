@@ -1,11 +1,4 @@
-"""The patch series: reading, applying and exporting it.
-
-A developer changes the series in a working copy that no build touches:
-
-    python -m ci.series work      # build/src/work: the pinned tree with one commit for each patch
-    cd build/src/work             # edit; then git commit --amend, git commit, git rebase -i: the commits are the series
-    cd ../../.. && python -m ci.series export     # writes patches/*.patch and patches/series from the commits
-    python ci/check_patches.py && python3 build.py
+"""The patch series: reading, applying and exporting it. ``python -m ci.series`` is what a developer changes it with.
 
 A patch file is named by what it does, because numbers collide and say nothing: it keeps its name while the subject
 of its commit stays, and a new one is named by its subject. Exported files do not depend on who exports them or when:
@@ -14,18 +7,13 @@ a re-export of an applied series gives the same bytes.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import re
-import sys
 from pathlib import Path
 
-if __package__ in (None, ""):
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from ci import repo
-from ci.project import BuildError, Project
-from ci.steps import Report, remove, temporary, write_text
+from .. import repo
+from ..project import BuildError, Project
+from ..steps import Report, remove, temporary, write_text
 
 
 class ApplyError(BuildError):
@@ -203,8 +191,6 @@ def working_copy(project: Project, unpatched: Path, report: Report) -> Path:
     Raises:
         ApplyError: the series stops at a conflict; the working copy stays there.
     """
-    from ci.source import copy_tree
-
     work = project.src / "work"
     if work.exists():
         raise BuildError(
@@ -212,7 +198,7 @@ def working_copy(project: Project, unpatched: Path, report: Report) -> Path:
             f"then delete it: rm -r {work}"
         )
     scratch = temporary(work)
-    copy_tree(unpatched, scratch)
+    repo.copy_base(unpatched, scratch)
     name, email = repo.IDENTITY
     # commits that a developer makes here must not carry their own configuration into the exported patches
     for key, value in (("user.name", name), ("user.email", email), ("core.autocrlf", "false")):
@@ -224,50 +210,10 @@ def working_copy(project: Project, unpatched: Path, report: Report) -> Path:
 
 def roundtrip(unpatched: Path, patches: Path, scratch: Path) -> list[str]:
     """Applies the series in a scratch tree, exports it again, and names the patches whose bytes differ."""
-    from ci.source import copy_tree
-
     try:
-        copy_tree(unpatched, scratch)
+        repo.copy_base(unpatched, scratch)
         apply(scratch, patches)
         again = [format_patch(scratch, commit).encode() for commit in commits_of(scratch)]
         return [name for name, text in zip(read(patches), again, strict=True) if text != _bytes(patches, name)]
     finally:
         remove(scratch)
-
-
-def main(arguments: list[str] | None = None, project: Project | None = None) -> int:
-    from ci.source import resolve, unpatched_tree
-
-    parser = argparse.ArgumentParser(
-        prog="python -m ci.series", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    verbs = parser.add_subparsers(dest="verb", required=True)
-    work = verbs.add_parser("work", help="make build/src/work: the pinned tree with one commit for each patch")
-    work.add_argument("--source", default="sdist", help="sdist, git, or the path of a clone or archive")
-    out = verbs.add_parser("export", help="write patches/ from the commits of a working copy")
-    out.add_argument("--tree", type=Path, help="the working copy (default: build/src/work)")
-    out.add_argument("--move-pin", action="store_true", help="the commit below the series becomes the pin")
-    args = parser.parse_args(arguments)
-
-    project, report = project or Project(), Report()
-    try:
-        if args.verb == "work":
-            pin = project.pin()
-            tree = unpatched_tree(project, pin, resolve(pin, args.source), report)
-            report.line("work", str(working_copy(project, tree, report)))
-        else:
-            tree = args.tree or project.src / "work"
-            names = export(tree, project.patches)
-            if args.move_pin:
-                from ci.rebasing.moved import move_pin
-
-                move_pin(project, repo.git(tree, "rev-parse", repo.BASE_REF).strip(), None)
-            report.line("exported", f"{len(names)} patches to {project.patches}")
-    except BuildError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
