@@ -10,7 +10,7 @@ import pytest
 
 import interp
 import models
-from interp import EditError, RunError, SiteError, at
+from interp import EditError, RunError, SiteError, at, native
 
 N_TOKENS = 6
 TOKENS = [11, 4711, 300, 9, 1024, 77]
@@ -456,3 +456,25 @@ def test_threads_on_one_model_wait_for_each_other(tiny):
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+# What llama.cpp says of them
+
+
+def test_of_many_errors_the_log_keeps_the_last_lines_whole(tiny):
+    """32 KB at most: a long session with errors holds no more of it than a short one."""
+
+    def fail(_x):
+        raise ValueError
+
+    library, size = native.load(), 32 * 1024
+    library.take_log()
+    said = []
+    for n in (1, size // 100):
+        for _ in range(n):
+            with pytest.raises(EditError):
+                tiny.run(TOKENS, edits=interp.edit("l_out-0", fail))
+        said.append(library.take_log())
+    once, kept = said
+    assert set(kept) == set(once) and kept[-1] == once[-1]
+    assert size / 2 - 200 < sum(len(line) + 1 for line in kept) <= size

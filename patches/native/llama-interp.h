@@ -40,7 +40,7 @@ LLAMA_API const struct llama_interp_abi_entry * llama_interp_abi(void);
 // level: a ggml_log_level, 0 prints nothing
 LLAMA_API void llama_interp_log_init(int32_t level);
 
-// what was logged since the last call, at most n_buf - 1 bytes; returns the length
+// what was logged since the last call, the last 32 KB of it and at most n_buf - 1 bytes; returns the length
 LLAMA_API size_t llama_interp_log_take(char * buf, size_t n_buf);
 
 //
