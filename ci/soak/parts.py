@@ -193,15 +193,15 @@ def _isolated_loads(_stack: contextlib.ExitStack, checked: Checked):
 
 
 PARTS = {
-    "runs": Part("hooked run", _runs, {"resident": 200, "heap": 10, "blocks": 0.2}, 10_000, 5, 28),
+    "runs": Part("hooked run", _runs, {"resident": 200, "heap": 2, "blocks": 0.2}, 10_000, 5, 28),
     # of 64 tokens at most: some generations end early
-    "tokens": Part("generated token", _tokens, {"resident": 10, "heap": 0.5, "blocks": 0.05}, 1_600, 5, 5),
-    "loads": Part("model load", _loads, {"resident": 1_000, "heap": 100, "blocks": 2}, 1_000, 5, 4),
+    "tokens": Part("generated token", _tokens, {"resident": 10, "heap": 0.05, "blocks": 0.05}, 1_600, 5, 5),
+    "loads": Part("model load", _loads, {"resident": 1_000, "heap": 10, "blocks": 2}, 1_000, 5, 4),
     "isolated runs": Part(
-        "isolated run", _isolated_runs, {"resident": 400, "child": 1_000, "heap": 10, "blocks": 0.5}, 2_000, 8, 28
+        "isolated run", _isolated_runs, {"resident": 400, "child": 1_000, "heap": 5, "blocks": 0.5}, 2_000, 8, 28
     ),
     "isolated loads": Part(
-        "isolated load", _isolated_loads, {"resident": 4_000, "heap": 100, "blocks": 2}, 150, 4, 2
+        "isolated load", _isolated_loads, {"resident": 4_000, "heap": 50, "blocks": 2}, 150, 4, 2
     ),
 }
 
