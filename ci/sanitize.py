@@ -98,6 +98,9 @@ def environment(kinds: tuple[str, ...], lib: Path) -> dict[str, str]:
         # compiled with other flags, the unpatched library of a usual build rounds otherwise: nothing to compare bits with
         "LLAMA_INTERP_UNPATCHED_LIB": str(lib.parent / "unpatched"),
     }
+    if "thread" in kinds:
+        # numpy's BLAS is not instrumented: how its threads wait for each other is not seen, and each result is a race
+        chosen["OPENBLAS_NUM_THREADS"] = "1"
     for name, options in _OPTIONS.items():
         # the user's come last and win
         given = [os.environ[name]] if name in os.environ else []

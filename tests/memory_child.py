@@ -4,7 +4,8 @@
     python memory_child.py limits MODEL POINTS [STAGE …]
 
 ``failing``: it is counted first how many allocations the library makes; then a fork runs the stage with the first of them
-failing, another one with a later one, at so many points; and the same with all of them failing from there on.
+failing, another one with a later one, at so many points; and the same with all of them failing from there on. ``7+100`` is
+seven points, and each of the first hundred allocations.
 
 ``limits``: it is measured how much address space the stage takes; then forks run it with limits (``RLIMIT_AS``) from
 what is in use up to what is enough.
@@ -145,15 +146,16 @@ class Failing:
         self._lib.failing_disarm.restype = self._lib.failing_count.restype = ct.c_long
         self.watch = self._lib.failing_watch
 
-    def points(self, stage, given, number: int) -> list[tuple[int, int]]:
+    def points(self, stage, given, number: str) -> list[tuple[int, int]]:
         def measure() -> str:
             self._lib.failing_arm(0, 0)
             stage(given)
             return str(self._lib.failing_disarm())
 
         count = int(forked(measure))
-        firsts = range(1, count + 1, max(1, count // number))
-        return [(first, last) for first in firsts for last in (first, 1 << 60)]
+        spread, _, each = number.partition("+")
+        firsts = {*range(1, count + 1, max(1, count // int(spread))), *range(1, min(count, int(each or 0)) + 1)}
+        return [(first, last) for first in sorted(firsts) for last in (first, 1 << 60)]
 
     @contextlib.contextmanager
     def short(self, point: tuple[int, int]):
@@ -170,14 +172,14 @@ class Failing:
 class Limited:
     """The address space may grow by so many bytes."""
 
-    def points(self, stage, given, number: int) -> list[int]:
+    def points(self, stage, given, number: str) -> list[int]:
         def measure() -> str:
             before = self._status("VmSize")
             stage(given)
             return str(max(0, self._status("VmPeak") - before))
 
         needed = max(int(forked(measure)), 1 << 20)
-        return [int(1.3 * needed * i / (number - 1)) for i in range(number)]
+        return [int(1.3 * needed * i / (int(number) - 1)) for i in range(int(number))]
 
     def watch(self, _descriptor: int) -> None:
         """Where it died is not known."""
@@ -248,7 +250,7 @@ def forked(work, watch=lambda descriptor: None) -> str:
         return found if status == 0 and found else f"DEAD {status} {stacks.read().decode(errors='replace')}"
 
 
-def main(how: str, path: str, number: int, *names: str) -> None:
+def main(how: str, path: str, number: str, *names: str) -> None:
     memory, stages = (Failing(), FAILING) if how == "failing" else (Limited(), LIMITED)
     model = interp.Model(path or None, **OPTIONS)
     model.sites()
@@ -262,4 +264,4 @@ def main(how: str, path: str, number: int, *names: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), *sys.argv[4:])
+    main(*sys.argv[1:])

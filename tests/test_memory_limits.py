@@ -42,7 +42,7 @@ def failing_malloc(tmp_path_factory) -> Path:
     return library
 
 
-def outcomes(how: str, model: Path | str, points: int, *stages: str, preload: Path | None = None) -> list[dict]:
+def outcomes(how: str, model: Path | str, points: int | str, *stages: str, preload: Path | None = None) -> list[dict]:
     """What ``memory_child.py`` answers."""
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE.parent), str(HERE)])}
     if preload is not None:
@@ -70,6 +70,14 @@ def test_every_allocation_of_the_library_may_fail(failing_malloc, tried):
 
 
 _RUNS = ["first_run", "captures", "attention", "edits", "parts", "generate", "stats", "sweep", "state", "read"]
+
+
+def test_the_first_allocations_of_a_run_may_fail_each(failing_malloc, tried):
+    """With them the scheduler is made, which llama.cpp does anew when names of a graph were listed, or a graph is larger."""
+    answers = outcomes("failing", models.tiny("llama"), "7+100", "first_run", preload=failing_malloc)
+    assert check(answers)["error"] == len(answers) > 200
+    tried("allocations of the library that failed", len(answers))
+    assert any("GGML_ASSERT(sched" in answer["outcome"] for answer in answers)
 
 
 def test_every_allocation_of_a_load_may_fail(failing_malloc, tried):

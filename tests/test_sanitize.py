@@ -86,6 +86,11 @@ def test_the_users_options_come_last(monkeypatch):
     assert sanitize.environment(("address",), Path("lib"))["ASAN_OPTIONS"].endswith(":detect_leaks=1")
 
 
+def test_numpys_threads_do_not_run_where_races_are_looked_for():
+    found = {kind: sanitize.environment((kind,), Path("lib")) for kind in sanitize.RUNTIMES}
+    assert [kind for kind in found if found[kind].get("OPENBLAS_NUM_THREADS") == "1"] == ["thread"]
+
+
 def test_a_compiler_without_the_library_is_named(monkeypatch):
     monkeypatch.setattr(sanitize, "RUNTIMES", {"address": "libnothing.so"})
     with pytest.raises(BuildError, match=r"has no libnothing\.so"):
