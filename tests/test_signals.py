@@ -4,13 +4,14 @@ model that was never interrupted."""
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import signal
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +71,8 @@ class Pressed:
 
 def interrupted(call: Callable[[], object], at: int) -> object:
     """What a call gives that is interrupted there: its result, or the string ``"interrupted"``."""
+    # half a generator that the interruption before left behind would else be let go of in the middle of this call
+    gc.collect()
     try:
         with Pressed(at):
             return call()
@@ -82,7 +85,7 @@ def is_complete(result) -> bool:
 
 
 @pytest.fixture(scope="module")
-def calls(tiny, tmp_path_factory) -> dict[str, Callable[[], object]]:
+def calls(tiny, tmp_path_factory) -> Iterator[dict[str, Callable[[], object]]]:
     """What runs a model, by name."""
     folder, metric = tmp_path_factory.mktemp("signals"), interp.logit_diff(500, 700)
     run = tiny.run(TOKENS, capture=["l_out", "attn_scores"])
@@ -98,7 +101,9 @@ def calls(tiny, tmp_path_factory) -> dict[str, Callable[[], object]]:
     def load() -> None:
         interp.Model(models.tiny("llama"), n_ctx=64, n_threads=1).close()
 
-    return {
+    # collecting garbage is quick when it leaves out what is here already
+    gc.freeze()
+    yield {
         "load": load,
         "run": lambda: tiny.run(TOKENS, capture=["l_out", interp.at("z", heads=1)], edits=edits),
         "generate": lambda: tiny.generate(TOKENS, max_tokens=4, edits=edits),
@@ -114,6 +119,7 @@ def calls(tiny, tmp_path_factory) -> dict[str, Callable[[], object]]:
         "ablation, serial": lambda: interp.ablation_sweep(tiny, TOKENS, metric, layers=[1], method="serial"),
         "ablation, batched": lambda: interp.ablation_sweep(tiny, TOKENS, metric, layers=[1]),
     }  # fmt: skip
+    gc.unfreeze()
 
 
 def test_ctrl_c_at_any_function_ends_a_call_and_leaves_the_model_as_it_was(calls, tiny, tried):
