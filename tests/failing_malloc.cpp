@@ -38,6 +38,34 @@ static int keep_range(dl_phdr_info * info, size_t, void *) {
     return 0;
 }
 
+// the places where allocations are asked for: of each the first and the last one, by their numbers
+static const int N_PLACES = 1 << 16, N_FRAMES = 4;
+
+static struct failing_place { uint64_t hash; int64_t first, last; } places[N_PLACES];
+
+// the function that called malloc, and the three above it
+static void keep_place(long i_this) {
+    void * frames[N_FRAMES + 3]; // of this file: keep_place, fails, and malloc
+
+    armed = false;
+    const int n = backtrace(frames, N_FRAMES + 3);
+    armed = true;
+
+    uint64_t hash = 1;
+    for (int i = 3; i < n; ++i) {
+        hash = (hash ^ (uintptr_t) frames[i])*0x9e3779b97f4a7c15u;
+    }
+    for (int i = hash >> 48; i < N_PLACES; ++i) {
+        if (places[i].first == 0) {
+            places[i] = { hash, i_this, i_this };
+        }
+        if (places[i].hash == hash) {
+            places[i].last = i_this;
+            return;
+        }
+    }
+}
+
 static bool fails(void * caller) {
     if (!armed) {
         return false;
@@ -45,6 +73,9 @@ static bool fails(void * caller) {
     for (int i = 0; i < n_ranges; ++i) {
         if (ranges[i].begin <= (uintptr_t) caller && (uintptr_t) caller < ranges[i].end) {
             const long i_this = ++counted;
+            if (last_failing == 0) {
+                keep_place(i_this);
+            }
             if (i_this < first_failing || i_this > last_failing) {
                 return false;
             }
@@ -62,7 +93,7 @@ static bool fails(void * caller) {
 
 extern "C" {
 
-// from here on the allocations from `first` to `last`, counted from 1, fail
+// from here on the allocations from `first` to `last`, counted from 1, fail; up to 0: none does, and places are kept
 void failing_arm(long first, long last) {
     void * one[1];
     backtrace(one, 1); // loads what it needs
@@ -82,6 +113,17 @@ long failing_disarm(void) {
 
 long failing_count(void) {
     return failed;
+}
+
+// copies at most n places, and returns how many
+long failing_places(failing_place * dst, long n) {
+    long i = 0;
+    for (const auto & place : places) {
+        if (place.first > 0 && i < n) {
+            dst[i++] = place;
+        }
+    }
+    return i;
 }
 
 // where the first of those that failed was asked for, and, where that ends the process, where it ends: into a file

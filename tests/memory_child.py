@@ -4,8 +4,8 @@
     python memory_child.py limits MODEL POINTS [STAGE …]
 
 ``failing``: it is counted first how many allocations the library makes; then a fork runs the stage with the first of them
-failing, another one with a later one, at so many points; and the same with all of them failing from there on. ``7+100`` is
-seven points, and each of the first hundred allocations.
+failing, another one with a later one, at so many points; and the same with all of them failing from there on. ``places``: the
+first and the last allocation of each place in the library that no stage before came to, a place being four functions deep.
 
 ``limits``: it is measured how much address space the stage takes; then forks run it with limits (``RLIMIT_AS``) from
 what is in use up to what is enough.
@@ -137,25 +137,41 @@ FAILING, LIMITED = ({fn.__name__: fn for fn in fns} for fns in (_FAILING, _LIMIT
 # // how memory runs out
 
 
+class _Place(ct.Structure):
+    # struct failing_place, failing_malloc.cpp
+    _fields_ = [("hash", ct.c_uint64), ("first", ct.c_int64), ("last", ct.c_int64)]
+
+
 class Failing:
     """Of a stage's allocations those from one on fail; ``last``: up to which one."""
 
     def __init__(self):
         self._lib = ct.CDLL(None)
         self._lib.failing_arm.argtypes = [ct.c_long, ct.c_long]
-        self._lib.failing_disarm.restype = self._lib.failing_count.restype = ct.c_long
+        self._lib.failing_places.argtypes = [ct.POINTER(_Place), ct.c_long]
+        for fn in (self._lib.failing_disarm, self._lib.failing_count, self._lib.failing_places):
+            fn.restype = ct.c_long
+        #: the places that a stage before came to
+        self._tried: set[int] = set()
         self.watch = self._lib.failing_watch
 
     def points(self, stage, given, number: str) -> list[tuple[int, int]]:
         def measure() -> str:
             self._lib.failing_arm(0, 0)
             stage(given)
-            return str(self._lib.failing_disarm())
+            return json.dumps([self._lib.failing_disarm(), self._places()])
 
-        count = int(forked(measure))
-        spread, _, each = number.partition("+")
-        firsts = {*range(1, count + 1, max(1, count // int(spread))), *range(1, min(count, int(each or 0)) + 1)}
+        count, places = json.loads(forked(measure))
+        if number == "places":
+            firsts = {at for place, first, last in places if place not in self._tried for at in (first, last)}
+            self._tried.update(place for place, *_ in places)
+        else:
+            firsts = range(1, count + 1, max(1, count // int(number)))
         return [(first, last) for first in sorted(firsts) for last in (first, 1 << 60)]
+
+    def _places(self) -> list[tuple[int, int, int]]:
+        found = (_Place * (1 << 12))()
+        return [(place.hash, place.first, place.last) for place in found[: self._lib.failing_places(found, len(found))]]
 
     @contextlib.contextmanager
     def short(self, point: tuple[int, int]):

@@ -63,21 +63,16 @@ def check(answers: list[dict]) -> Counter[str]:
 
 
 def test_every_allocation_of_the_library_may_fail(failing_malloc, tried):
-    answers = outcomes("failing", models.tiny("llama"), 10**9 if LONG else 7, *_RUNS, preload=failing_malloc)
+    """In the short form the first and the last one of each place: the last may find something that can be freed twice."""
+    answers = outcomes("failing", models.tiny("llama"), 10**9 if LONG else "places", *_RUNS, preload=failing_malloc)
     found = check(answers)
     tried("allocations of the library that failed", len(answers))
-    assert found["error"] > 120 and {answer["stage"] for answer in answers} == set(_RUNS)
+    assert found["error"] > 800 and {answer["stage"] for answer in answers} == set(_RUNS)
+    # llama.cpp makes its scheduler anew when names of a graph were listed
+    assert any("GGML_ASSERT(sched" in answer["outcome"] for answer in answers)
 
 
 _RUNS = ["first_run", "captures", "attention", "edits", "parts", "generate", "stats", "sweep", "state", "read"]
-
-
-def test_the_first_allocations_of_a_run_may_fail_each(failing_malloc, tried):
-    """With them the scheduler is made, which llama.cpp does anew when names of a graph were listed, or a graph is larger."""
-    answers = outcomes("failing", models.tiny("llama"), "7+100", "first_run", preload=failing_malloc)
-    assert check(answers)["error"] == len(answers) > 200
-    tried("allocations of the library that failed", len(answers))
-    assert any("GGML_ASSERT(sched" in answer["outcome"] for answer in answers)
 
 
 def test_every_allocation_of_a_load_may_fail(failing_malloc, tried):
