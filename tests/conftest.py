@@ -17,6 +17,7 @@ import interp
 import models
 import unpatched
 import upstream
+from ci import toolchain
 from ci.project import Project
 
 #: every model that a test loads in its own process runs there, unless the test says where: "cuda:0",
@@ -47,6 +48,15 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--isolated"):
         made = interp.Model.__new__
         interp.Model.__new__ = lambda cls, *args, **options: made(cls, *args, **{"isolated": True} | options)
+
+
+@pytest.fixture(scope="session")
+def cxx() -> str:
+    """The C++ compiler: an installed wheel needs none. Where the library was compiled there is one, and in .ci/run a skip
+    is a failure."""
+    if (found := toolchain.cxx()) is None:
+        pytest.skip("there is no C++ compiler, and this test compiles a file of its own: install g++ or Clang")
+    return found
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ import pytest
 
 import interp
 import models
-from ci import sanitize, toolchain
+from ci import sanitize
 from isolation import OPTIONS, TOKENS, bits
 
 pytestmark = [
@@ -31,14 +31,10 @@ LONG = bool(os.environ.get("LLAMA_INTERP_TEST_LONG"))
 
 
 @pytest.fixture(scope="module")
-def failing_malloc(tmp_path_factory) -> Path:
+def failing_malloc(cxx, tmp_path_factory) -> Path:
     """A library that lets allocations fail, to be loaded before all others."""
-    compiler = toolchain.cxx()
-    # an installed wheel needs none; where the library was compiled there is one, and in .ci/run a skip is a failure
-    if compiler is None:
-        pytest.skip("no C++ compiler, and the library that fails allocations must be compiled: apt-get install g++")
     library = tmp_path_factory.mktemp("malloc") / "failing_malloc.so"
-    subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-o", library, HERE / "failing_malloc.cpp"], check=True)
+    subprocess.run([cxx, "-shared", "-fPIC", "-O1", "-o", library, HERE / "failing_malloc.cpp"], check=True)
     return library
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import build
-from ci import sanitize, toolchain
+from ci import sanitize
 from ci.project import BuildError
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="--sanitize is for Linux")
@@ -65,10 +65,10 @@ def test_behind_the_verb_test_it_is_still_ours():
 
 
 @pytest.mark.parametrize("kinds", [("address", "undefined"), ("thread",)], ids=",".join)
-def test_an_error_ends_the_process_and_says_where(kinds, tmp_path):
+def test_an_error_ends_the_process_and_says_where(kinds, cxx, tmp_path):
     (tmp_path / "errors.cpp").write_text(SOURCE)
     flags = ["-shared", "-fPIC", "-g", "-O0", *(f"-fsanitize={kind}" for kind in kinds)]
-    subprocess.run([toolchain.cxx(), *flags, "-o", "liberrors.so", "errors.cpp"], cwd=tmp_path, check=True)
+    subprocess.run([cxx, *flags, "-o", "liberrors.so", "errors.cpp"], cwd=tmp_path, check=True)
     env = os.environ | sanitize.environment(kinds, tmp_path)
 
     def call(function: str) -> subprocess.CompletedProcess:
